@@ -1,0 +1,29 @@
+"""Fixtures shared by all tests: where real cases lie, and a quiet, seeded torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with labelled BraTS cases ($MOD_DATA or ../shared/data); the test skips without one."""
+    folder = Path(os.environ.get("MOD_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real BraTS cases at {folder} (set MOD_DATA to a folder that has them)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    yield
+    torch.set_rng_state(state)
