@@ -1,0 +1,250 @@
+"""Saves what is needed to use the network and to resume its training, and resumes it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from torch import nn
+
+import mod_components
+from mod_components.handlers.files import save_json, save_tensors
+from mod_components.networks import plain_module
+from mod_components.settings import flag
+
+__all__ = ["Checkpoint", "CheckpointError", "check_fit", "load_weights"]
+
+logger = logging.getLogger("mod_components.checkpoint")
+
+MODEL, LAST, REPORT, PREVIOUS = "model.pt", "last.pt", "training.json", "previous"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged or made for another network."""
+
+
+class Checkpoint:
+    """Writes three files after epochs, each whole or not at all, and resumes from them.
+
+    * ``model.pt``: the best network by the evaluator's key metric, a flat ``state_dict`` that fits
+      the plain network.
+    * ``last.pt``: everything to resume: the named objects, the gradient scaler, the epoch.
+    * ``training.json``: settings, metrics, versions and command of the run.
+
+    What an earlier run left in the folder is kept in ``previous/`` when a new run saves first.
+
+    Args:
+        ckpt_dir: folder of the files.
+        network: the network in training, wrapped or not.
+        objects: more objects with ``state_dict()`` and ``load_state_dict()``, by name: optimizer,
+            scheduler, MOD's components.
+        evaluator: the validation engine; without one the last network is the best.
+        resume: continue from ``last.pt`` (true, false or a string saying so).
+        settings: what to note of the run in ``training.json``.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | os.PathLike[str],
+        network: nn.Module,
+        objects: Mapping[str, Any],
+        evaluator: SupervisedEvaluator | None = None,
+        resume: bool | str = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = Path(ckpt_dir)
+        self.network = network
+        self.objects = dict(objects)
+        self.evaluator = evaluator
+        self.resume = flag(resume)
+        self.settings = dict(settings or {})
+        self._kept_previous = self.resume
+        self._saved_model = self.resume and (self.folder / MODEL).is_file()
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Resume when training starts; save after each epoch.
+
+        Must stand behind the validation handler, whose result it reads.
+
+        Args:
+            engine: the trainer.
+
+        Raises:
+            CheckpointError: when there is nothing to resume.
+        """
+        if self.resume and not (self.folder / LAST).is_file():
+            raise CheckpointError(
+                f"--resume true, but {self.folder / LAST} does not exist: train once without "
+                "--resume, or give --ckpt_dir the folder of the run to continue."
+            )
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _start(self, engine: SupervisedTrainer) -> None:
+        if not self.resume:
+            return
+        path = self.folder / LAST
+        state = _load(path)
+        self._check_same_parts(state, path)
+        network = plain_module(self.network)
+        check_fit(network, state["network"], path)
+        network.load_state_dict(state["network"])
+        for name, item in self.objects.items():
+            item.load_state_dict(state[name])
+        if engine.scaler is not None and state.get("scaler"):
+            engine.scaler.load_state_dict(state["scaler"])
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["iteration"]
+        if self.evaluator is not None:
+            self.evaluator.state.best_metric = state["best_metric"]
+            self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        done, total = state["epoch"], engine.state.max_epochs
+        if done >= total:
+            logger.info("nothing left to train: epoch %d of %d; raise --epochs.", done, total)
+        else:
+            logger.info("resumed from %s after epoch %d of %d.", path, done, total)
+
+    def _check_same_parts(self, state: Mapping[str, Any], path: Path) -> None:
+        expected = {"network", *self.objects}
+        found = set(state) - {"scaler", "epoch", "iteration", "best_metric", "best_metric_epoch"}
+        if found != expected:
+            raise CheckpointError(
+                f"{path} was written by a run of other components: it holds {sorted(found)}, this "
+                f"run has {sorted(expected)}. Give the settings of that run (use_mod, "
+                "use_tokenizer, use_predictor), or train anew without --resume."
+            )
+
+    def _save(self, engine: SupervisedTrainer) -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+            return
+        self._keep_previous()
+        epoch, last = engine.state.epoch, engine.state.epoch == engine.state.max_epochs
+        weights = {
+            name: tensor.detach()
+            for name, tensor in plain_module(self.network).state_dict().items()
+        }
+        best = self.evaluator is None or self.evaluator.state.best_metric_epoch == epoch
+        if best or (last and not self._saved_model):
+            # before last.pt: a run killed between the two redoes the epoch and its best model
+            save_tensors(weights, self.folder / MODEL)
+            save_json(self._report(engine), self.folder / REPORT)
+            self._saved_model = True
+        state: dict[str, Any] = {"network": weights}
+        state |= {name: item.state_dict() for name, item in self.objects.items()}
+        state["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else {}
+        state |= {"epoch": epoch, "iteration": engine.state.iteration}
+        state |= self._best()
+        save_tensors(state, self.folder / LAST)
+
+    def _best(self) -> dict[str, Any]:
+        if self.evaluator is None:
+            return {"best_metric": -1.0, "best_metric_epoch": -1}
+        state = self.evaluator.state
+        return {
+            "best_metric": float(state.best_metric),
+            "best_metric_epoch": int(state.best_metric_epoch),
+        }
+
+    def _report(self, engine: SupervisedTrainer) -> dict[str, Any]:
+        metrics = {} if self.evaluator is None else self.evaluator.state.metrics
+        return {
+            "settings": self.settings,
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "metrics": {k: float(v) for k, v in metrics.items() if np.ndim(v) == 0},
+            "versions": {
+                "mod_components": mod_components.__version__,
+                "monai": monai.__version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "command": sys.argv,
+        }
+
+    def _keep_previous(self) -> None:
+        """Link an earlier run's files into ``previous/`` before this run replaces them."""
+        if self._kept_previous:
+            return
+        self._kept_previous = True
+        for name in (MODEL, LAST, REPORT):
+            old, kept = self.folder / name, self.folder / PREVIOUS / name
+            if old.is_file():
+                kept.parent.mkdir(exist_ok=True)
+                kept.unlink(missing_ok=True)
+                try:
+                    os.link(old, kept)
+                except OSError:  # a file system without hard links
+                    shutil.copy2(old, kept)
+
+
+def check_fit(network: nn.Module, weights: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Compare names and shapes of weights with a network's before loading them.
+
+    Args:
+        network: the plain network.
+        weights: a state_dict.
+        path: the file it came from, for the message.
+
+    Raises:
+        CheckpointError: naming the file, the first differences and the mend.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    new = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
+    if own == new:
+        return
+    differences = [
+        f"{name}: {new.get(name, 'missing')} in the file, {own.get(name, 'missing')} in the network"
+        for name in [*own, *(name for name in new if name not in own)]
+        if own.get(name) != new.get(name)
+    ]
+    raise CheckpointError(
+        f"{path} does not fit {type(network).__name__}: {len(differences)} of {len(own)} tensors "
+        f"differ, first {'; '.join(differences[:3])}. Give the network settings that it was "
+        "trained with (its training.json lists them)."
+    )
+
+
+def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Load a flat state_dict into a network, strictly.
+
+    Args:
+        network: the network, wrapped or not.
+        path: a ``model.pt``.
+
+    Returns:
+        The network.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged, or does not fit.
+    """
+    weights = _load(Path(path))
+    module = plain_module(network)
+    check_fit(module, weights, path)
+    module.load_state_dict(weights)
+    logger.info("loaded %s", path)
+    return network
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist: train first, or give its folder.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict.")
+    return content

@@ -1,0 +1,41 @@
+"""Files that are either whole or not there, whatever happens to the process."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+__all__ = ["save_json", "save_tensors", "write_atomically"]
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file under a temporary name in the same folder, sync it to disk and rename it.
+
+    Args:
+        path: the file to make or replace. Its temporary name is fixed, so that a killed run leaves
+            at most one such file behind, which the next save replaces.
+        write: called with the open file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """Save tensors and plain numbers with ``torch.save``, atomically."""
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def save_json(content: Any, path: Path) -> None:
+    """Save as JSON of indent 4, atomically."""
+    text = json.dumps(content, indent=4, default=str) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))

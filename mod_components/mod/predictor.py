@@ -1,0 +1,135 @@
+"""The Dense Predictor: reconstructs masked voxels from the encoder feature."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.networks.utils import pixelshuffle
+from torch import Tensor, nn
+
+from mod_components.losses import reconstruction_loss
+from mod_components.mod.step import MODHandler, MODStep, linear_ramp
+from mod_components.mod.views import MaskedViews
+
+__all__ = ["DensePredictor"]
+
+LARGEST_SHUFFLE = 15_000_000  # parameters of a 1x1x1 convolution in front of a pixel shuffle
+NARROWEST = 16  # channels of the last transposed convolution's input, at least
+
+
+class DensePredictor(MODHandler):
+    """Adds w · ramp · λ_DP · L_DP to the loss (MOD, Eq. 4).
+
+    A learned position embedding is added to the student's tokens; a light decoder brings them back
+    to voxels: a 1×1×1 convolution and a 3D pixel shuffle where that stays under 15 M parameters,
+    else transposed convolutions of stride 2.
+
+    Args:
+        views: the handler that makes the views.
+        weight: w, the weight of MOD beside the segmentation loss.
+        warmup_epochs: length of the ramp.
+        strength: λ_DP.
+        foreground: count only masked voxels inside the brain (air is trivially predicted).
+
+    Raises:
+        ValueError: when the feature's stride is no power of 2 where transposed convolutions are
+            needed.
+    """
+
+    views: MaskedViews
+
+    def __init__(
+        self,
+        views: MaskedViews,
+        *,
+        weight: float = 1.0,
+        warmup_epochs: float = 2,
+        strength: float = 1.0,
+        foreground: bool = False,
+    ) -> None:
+        super().__init__()
+        self.refer(views=views)
+        self.weight, self.warmup_epochs, self.strength = weight, warmup_epochs, strength
+        self.foreground = foreground
+        channels, *grid = views.feature_shape
+        self.stride = views.stride
+        images = len(views.fill)
+        self.position = nn.Parameter(torch.empty(1, channels, *grid))
+        nn.init.trunc_normal_(self.position, std=0.02)
+        self.decoder = _decoder(channels, images, self.stride)
+        self.to(views.fill.device)
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Add the loss after the segmentation loss."""
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._add_loss)
+
+    def reconstruct(self, feature: Tensor) -> Tensor:
+        """Decode tokens to voxels.
+
+        Args:
+            feature: the student's feature of masked views (B, C, d, h, w).
+
+        Returns:
+            Images (B, C_in, d·stride, h·stride, w·stride).
+        """
+        position: Tensor = self.position
+        if feature.shape[2:] != position.shape[2:]:  # a crop of another size than roi_size
+            position = F.interpolate(position, feature.shape[2:], mode="trilinear")
+        return self.decoder(feature + position)
+
+    def loss(self, step: MODStep) -> Tensor:
+        """Compute L_DP of both views (Eq. 4).
+
+        Args:
+            step: views, masks and the student's feature.
+
+        Returns:
+            A scalar in units of the z-scored images.
+        """
+        mask = step.masks
+        if self.foreground:
+            mask = mask * (step.views != 0).any(dim=1, keepdim=True)
+        return reconstruction_loss(self.reconstruct(step.student), step.views, mask)
+
+    def _add_loss(self, engine: SupervisedTrainer) -> None:
+        loss = self.loss(engine.state.mod)
+        factor = self.weight * linear_ramp(engine, self.warmup_epochs) * self.strength
+        engine.state.output["loss"] = engine.state.output["loss"] + factor * loss
+        engine.state.output["loss_recon"] = loss.detach()
+
+
+class _PixelShuffle(nn.Module):
+    """Trade channels for voxels: (B, C·s³, d, h, w) -> (B, C, d·s, h·s, w·s)."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rearrange, without parameters."""
+        return pixelshuffle(x, spatial_dims=3, scale_factor=self.stride)
+
+
+def _decoder(channels: int, images: int, stride: int) -> nn.Module:
+    outputs = images * stride**3
+    if (channels + 1) * outputs <= LARGEST_SHUFFLE:
+        return nn.Sequential(nn.Conv3d(channels, outputs, 1), _PixelShuffle(stride))
+    doublings = round(math.log2(stride))
+    if 2**doublings != stride:
+        raise ValueError(
+            f"tap: a feature with {channels} channels at stride {stride} needs a decoder of "
+            "transposed convolutions, and those need a stride that is a power of 2."
+        )
+    layers: list[nn.Module] = []
+    for level in range(doublings):
+        width = max(NARROWEST, channels // 2)
+        last = level == doublings - 1
+        layers.append(nn.ConvTranspose3d(channels, images if last else width, 2, stride=2))
+        if not last:
+            layers += [nn.InstanceNorm3d(width, affine=True), nn.GELU()]
+        channels = width
+    return nn.Sequential(*layers)

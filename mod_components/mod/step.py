@@ -1,0 +1,110 @@
+"""What MOD's handlers share: their base class and the state of one training step."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from monai.engines import SupervisedTrainer
+from torch import Tensor, nn
+
+__all__ = ["MODHandler", "MODStep", "all_reduce_mean", "linear_ramp"]
+
+
+@dataclass
+class MODStep:
+    """Tensors of one training step, kept in ``engine.state.mod`` from forward to backward.
+
+    Attributes:
+        views: μ and ν stacked on the batch axis (2B, 4, D, H, W): μ of all samples, then ν.
+        masks: M_μ and M_ν over voxels (2B, 1, D, H, W), 1 where masked.
+        student: the student's feature of the masked views (2B, C, d, h, w).
+        token_masks: m_i (2B, N) with N = d·h·w.
+        teacher: the teacher's feature of the unmasked views (2B, C, d, h, w), if there is a
+            teacher.
+    """
+
+    views: Tensor
+    masks: Tensor
+    student: Tensor
+    token_masks: Tensor
+    teacher: Tensor | None = None
+
+
+class MODHandler(nn.Module):
+    """A component of MOD: an Ignite handler that may own parameters.
+
+    ``parameters()`` goes into the optimizer, ``state_dict()`` into the checkpoint. References to
+    the network or to other handlers are kept with :meth:`refer`, outside torch's registry, so that
+    each parameter has one owner.
+    """
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Register the component's event handlers.
+
+        Args:
+            engine: a MONAI ``SupervisedTrainer`` (it fires ``IterationEvents``).
+        """
+        raise NotImplementedError
+
+    def refer(self, **objects: Any) -> None:
+        """Keep references that are no submodules of this one."""
+        for name, value in objects.items():
+            object.__setattr__(self, name, value)
+
+    def forward(self, *args: Any) -> Any:
+        """Handlers are driven by events and are not called."""
+        raise NotImplementedError("a MOD component is an Ignite handler: attach it to a trainer.")
+
+
+def linear_ramp(engine: SupervisedTrainer, epochs: float) -> float:
+    """Weight of MOD's losses, rising linearly from 0 to 1 over the first epochs.
+
+    Args:
+        engine: the trainer in a training step (its iteration counts from 1).
+        epochs: length of the rise; 0 means 1 from the first step.
+    """
+    steps = epochs * (engine.state.epoch_length or 1)
+    return 1.0 if steps <= 0 else min(1.0, engine.state.iteration / steps)
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Mean of a tensor over all processes (itself when there is one)."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+    return tensor
+
+
+def flat_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Trainable parameters of several modules, each once, in a fixed order."""
+    seen: dict[nn.Parameter, None] = {}
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                seen.setdefault(parameter)
+    return list(seen)
+
+
+def sample_keys(engine: SupervisedTrainer, batch: int) -> list[int]:
+    """A number for each sample that does not depend on how the batch is spread over processes.
+
+    Args:
+        engine: the trainer in a step; ``engine.state.batch["case"]`` names the cases if it can.
+        batch: number of samples in this process.
+    """
+    data = engine.state.batch
+    cases = data.get("case") if isinstance(data, dict) else None
+    if isinstance(cases, (list, tuple)) and len(cases) == batch:
+        return [zlib.crc32(str(case).encode()) for case in cases]
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return [rank * batch + index for index in range(batch)]
+
+
+def as_plain_tensor(image: Tensor) -> Tensor:
+    """Drop MONAI's metadata, whose bookkeeping costs time in every operation."""
+    return image.as_tensor() if hasattr(image, "as_tensor") else image

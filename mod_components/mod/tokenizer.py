@@ -1,0 +1,223 @@
+"""The Online Tokenizer: self-distillation of tokens and class token by the EMA teacher."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from torch import Tensor, nn
+
+from mod_components.losses import class_loss, teacher_probabilities, token_loss
+from mod_components.mod.health import Health
+from mod_components.mod.step import MODHandler, MODStep, all_reduce_mean, linear_ramp
+from mod_components.mod.teacher import EMATeacher
+
+__all__ = ["Centre", "OnlineTokenizer", "ProjectionHead", "teacher_temperature"]
+
+
+class ProjectionHead(nn.Module):
+    """Head h: layer norm, MLP, bottleneck, L2 norm, then a linear map onto K unit prototypes.
+
+    The last map's rows are normalised (a weight-normalised linear layer of gain 1), so an output
+    is the cosine between a feature and a prototype.
+
+    Args:
+        channels: C of the encoder feature.
+        prototypes: K.
+        hidden: width of the MLP.
+        bottleneck: width after it.
+    """
+
+    def __init__(
+        self, channels: int, prototypes: int, hidden: int = 512, bottleneck: int = 128
+    ) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(channels),
+            nn.Linear(channels, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, bottleneck),
+        )
+        self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
+        nn.init.trunc_normal_(self.prototypes, std=0.02)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Map features (..., C) to prototype scores (..., K) in [-1, 1]."""
+        code = F.normalize(self.mlp(feature), dim=-1)
+        return F.linear(code, F.normalize(self.prototypes, dim=-1).to(code.dtype))
+
+
+class Centre(nn.Module):
+    """Moving mean of the teacher's outputs, over all processes, in float32 (method, section 4).
+
+    Args:
+        prototypes: K.
+        momentum: share of the old centre that an update keeps.
+    """
+
+    value: Tensor
+
+    def __init__(self, prototypes: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(prototypes))
+
+    @torch.no_grad()
+    def update(self, logits: Tensor) -> None:
+        """Move towards the mean of a batch of outputs (..., K), after they have been used."""
+        mean = all_reduce_mean(logits.float().flatten(0, -2).mean(0))
+        self.value.lerp_(mean, 1 - self.momentum)
+
+
+def teacher_temperature(done: float, temperatures: Sequence[float], warmup: float = 0.1) -> float:
+    """τ_t, rising linearly over the first part of training.
+
+    Args:
+        done: share of the training that is done, 0 to 1.
+        temperatures: first and last temperature.
+        warmup: share of the training that the rise takes.
+    """
+    first, last = temperatures
+    return first + (last - first) * min(1.0, done / warmup)
+
+
+class OnlineTokenizer(MODHandler):
+    """Adds w · ramp · λ_OT · (α L_efm + β L_cls) to the loss (MOD, Eq. 1 to 3).
+
+    After each forward pass the teacher's heads assign every token of μ and ν, and the average
+    of the tokens as class token, to prototypes; the student must give the same from the masked
+    views: tokens of the same view where masked, class tokens across views.
+
+    Health figures of every epoch go to ``engine.state.metrics``; see
+    :class:`~mod_components.mod.health.Health`.
+
+    Args:
+        teacher: the EMA teacher.
+        weight: w, the weight of MOD beside the segmentation loss.
+        warmup_epochs: length of the ramp.
+        strength: λ_OT.
+        alpha: α, weight of the token loss.
+        beta: β, weight of the class loss.
+        prototypes: K of the token head.
+        class_prototypes: K of the class head; with a few samples a step it can be kept in use only
+            if it is small.
+        hidden: width of the heads' MLP.
+        bottleneck: width of the heads' bottleneck.
+        student_temperature: τ_s.
+        teacher_temperatures: τ_t at the start and after the first tenth of training.
+        token_momentum: momentum of the tokens' centre.
+        class_momentum: momentum of the class token's centre.
+    """
+
+    teacher: EMATeacher
+
+    def __init__(
+        self,
+        teacher: EMATeacher,
+        *,
+        weight: float = 1.0,
+        warmup_epochs: float = 2,
+        strength: float = 1.0,
+        alpha: float = 1.5,
+        beta: float = 0.5,
+        prototypes: int = 512,
+        class_prototypes: int = 64,
+        hidden: int = 512,
+        bottleneck: int = 128,
+        student_temperature: float = 0.1,
+        teacher_temperatures: Sequence[float] = (0.04, 0.07),
+        token_momentum: float = 0.9,
+        class_momentum: float = 0.99,
+    ) -> None:
+        super().__init__()
+        channels = teacher.views.feature_shape[0]
+        self.refer(teacher=teacher)
+        self.weight, self.warmup_epochs, self.strength = weight, warmup_epochs, strength
+        self.alpha, self.beta = alpha, beta
+        self.student_temperature = student_temperature
+        self.teacher_temperatures = tuple(teacher_temperatures)
+        self.token_head = ProjectionHead(channels, prototypes, hidden, bottleneck)
+        self.class_head = ProjectionHead(channels, class_prototypes, hidden, bottleneck)
+        self.token_centre = Centre(prototypes, token_momentum)
+        self.class_centre = Centre(class_prototypes, class_momentum)
+        self.health = {"token": Health(prototypes), "class": Health(class_prototypes)}
+        self.to(next(teacher.views.parameters()).device)
+        teacher.follow("token_head", self.token_head)
+        teacher.follow("class_head", self.class_head)
+
+    def attach(self, engine: SupervisedTrainer) -> None:
+        """Add the loss after the segmentation loss; report health after each epoch."""
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._add_loss)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._report)
+
+    def losses(self, step: MODStep, temperature: float) -> tuple[Tensor, Tensor]:
+        """Compute L_efm (Eq. 1) and L_cls (Eq. 2) and update the centres after their use.
+
+        Args:
+            step: views' features of student and teacher.
+            temperature: τ_t.
+
+        Returns:
+            Two scalars in nats.
+        """
+        assert step.teacher is not None
+        student, teacher = _tokens(step.student), _tokens(step.teacher)  # (2B, N, C)
+        with torch.no_grad():
+            copies = self.teacher.copies
+            token_targets = copies["token_head"](teacher)  # (2B, N, K)
+            class_targets = copies["class_head"](teacher.mean(1))  # (2B, K_cls)
+            p_token = teacher_probabilities(token_targets, self.token_centre.value, temperature)
+            p_class = teacher_probabilities(class_targets, self.class_centre.value, temperature)
+        q_token = self.token_head(student)
+        q_class = self.class_head(student.mean(1))
+        # halves of the batch axis are μ and ν: a mean over 2B is the mean of both views' losses
+        efm = token_loss(q_token, p_token, step.token_masks, self.student_temperature)
+        other_view = torch.cat(p_class.chunk(2)[::-1])  # ν's target for μ̂ and μ's for ν̂
+        cls = class_loss(q_class, other_view, self.student_temperature)
+        self.token_centre.update(token_targets)
+        self.class_centre.update(class_targets)
+        masked = step.token_masks > 0
+        tau = self.student_temperature
+        self.health["token"].add(p_token[masked], q_token[masked] / tau, teacher)
+        self.health["class"].add(other_view, q_class / tau)
+        return efm, cls
+
+    def _add_loss(self, engine: SupervisedTrainer) -> None:
+        state = engine.state
+        done = (state.iteration - 1) / (state.max_epochs * state.epoch_length)
+        temperature = teacher_temperature(done, self.teacher_temperatures)
+        efm, cls = self.losses(state.mod, temperature)
+        loss = self.alpha * efm + self.beta * cls  # Eq. 3
+        factor = self.weight * linear_ramp(engine, self.warmup_epochs) * self.strength
+        state.output["loss"] = state.output["loss"] + factor * loss
+        state.output["loss_token"], state.output["loss_class"] = efm.detach(), cls.detach()
+
+    def _report(self, engine: SupervisedTrainer) -> None:
+        for name, centre in (("token", self.token_centre), ("class", self.class_centre)):
+            health = self.health[name]
+            figures = health.figures()
+            figures["centre_norm"] = float(centre.value.norm())
+            engine.state.metrics.update({f"{name}_{key}": v for key, v in figures.items()})
+            warm = engine.state.epoch > self.warmup_epochs
+            if warm and not health.warned and health.collapsed():
+                health.warned = True
+                warnings.warn(
+                    f"MOD: the {name} teacher is collapsing: the marginal entropy of its outputs "
+                    f"was {figures['marginal_entropy']:.2f} nats over epoch {engine.state.epoch}, "
+                    f"under half of its ceiling {health.ceiling():.2f}. A falling loss_{name} is "
+                    "then no success. Lower mod_weight, or use fewer prototypes.",
+                    stacklevel=2,
+                )
+            health.reset()
+
+
+def _tokens(feature: Tensor) -> Tensor:
+    """(B, C, d, h, w) -> (B, N, C), N in row-major order."""
+    return feature.flatten(2).transpose(1, 2)
