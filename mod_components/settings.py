@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["flag"]
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mod_components.errors import CheckpointError
+
+__all__ = ["flag", "trained_settings"]
 
 
 def flag(value: bool | int | str | None) -> bool:
@@ -24,3 +31,27 @@ def flag(value: bool | int | str | None) -> bool:
     if word in ("false", "no", "off", "0", "none", ""):
         return False
     raise ValueError(f"expected true or false, got {value!r}.")
+
+
+def trained_settings(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    """Settings of the run that wrote a checkpoint, so that what reads it needs none of them.
+
+    Args:
+        checkpoint: a ``model.pt``; its ``training.json`` lies beside it.
+
+    Returns:
+        The settings, or an empty dictionary where there is no ``training.json``.
+
+    Raises:
+        CheckpointError: when that file cannot be read.
+    """
+    path = Path(checkpoint).with_name("training.json")
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): restore it, or remove it and give the network's "
+            "settings on the command line."
+        ) from error

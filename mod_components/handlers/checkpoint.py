@@ -20,19 +20,16 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import nn
 
 import mod_components
+from mod_components.errors import CheckpointError
 from mod_components.handlers.files import save_json, save_tensors
 from mod_components.networks import plain_module
 from mod_components.settings import flag
 
-__all__ = ["Checkpoint", "CheckpointError", "check_fit", "load_weights"]
+__all__ = ["Checkpoint", "check_fit", "load_weights"]
 
 logger = logging.getLogger("mod_components.checkpoint")
 
 MODEL, LAST, REPORT, PREVIOUS = "model.pt", "last.pt", "training.json", "previous"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged or made for another network."""
 
 
 class Checkpoint:
@@ -71,12 +68,13 @@ class Checkpoint:
         self.resume = flag(resume)
         self.settings = dict(settings or {})
         self._kept_previous = self.resume
-        self._saved_model = self.resume and (self.folder / MODEL).is_file()
+        self._saved_model = False
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Resume when training starts; save after each epoch.
 
-        Must stand behind the validation handler, whose result it reads.
+        Must stand behind the validation handler, whose result it reads, and behind the handler
+        that steps the learning rate, whose state it saves.
 
         Args:
             engine: the trainer.
@@ -102,11 +100,20 @@ class Checkpoint:
         check_fit(network, state["network"], path)
         network.load_state_dict(state["network"])
         for name, item in self.objects.items():
-            item.load_state_dict(state[name])
+            try:
+                item.load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise CheckpointError(
+                    f"{path}: its {name} does not fit this run ({error}). Give the settings that "
+                    "it was trained with (training.json beside it lists them)."
+                ) from error
         if engine.scaler is not None and state.get("scaler"):
             engine.scaler.load_state_dict(state["scaler"])
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["iteration"]
+        # without a validation so far, a model in the folder is an earlier run's
+        validated = self.evaluator is None or state["best_metric_epoch"] > 0
+        self._saved_model = validated and (self.folder / MODEL).is_file()
         if self.evaluator is not None:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]

@@ -12,7 +12,7 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import nn
 
-from mod_components.mod.step import MODHandler, flat_parameters
+from mod_components.mod.step import MODHandler, flat_parameters, processes
 
 __all__ = ["Attach", "parameter_groups", "state_objects"]
 
@@ -51,13 +51,13 @@ class Attach:
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._average_gradients)
 
     def _share(self, _engine: SupervisedTrainer) -> None:
-        if _processes() > 1:
+        if processes() > 1:
             for component in self.components.values():
                 for tensor in (*component.parameters(), *component.buffers()):
                     dist.broadcast(tensor.data, src=0)
 
     def _average_gradients(self, _engine: SupervisedTrainer) -> None:
-        if _processes() == 1:
+        if processes() == 1:
             return
         parameters = flat_parameters(self.components.values())
         if not parameters:
@@ -65,7 +65,7 @@ class Attach:
         # a parameter without a gradient counts as 0: every rank must send the same length
         flat = torch.cat([_gradient(p).flatten() for p in parameters])
         dist.all_reduce(flat)
-        flat /= _processes()
+        flat /= processes()
         sizes = [parameter.numel() for parameter in parameters]
         for parameter, gradient in zip(parameters, flat.split(sizes), strict=True):
             parameter.grad = gradient.view_as(parameter).clone()
@@ -126,10 +126,6 @@ def _present(mod: Mapping[str, MODHandler] | None) -> dict[str, MODHandler]:
 
 def _record_segmentation_loss(engine: SupervisedTrainer) -> None:
     engine.state.output["loss_seg"] = engine.state.output["loss"].detach()
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _gradient(parameter: nn.Parameter) -> torch.Tensor:

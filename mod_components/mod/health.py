@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mod_components.mod.step import all_reduce_mean
+from mod_components.mod.step import all_reduce_mean, processes
 
 __all__ = ["Health"]
 
@@ -81,12 +81,18 @@ class Health:
         return result
 
     def ceiling(self) -> float:
-        """The largest marginal entropy that this many sharp assignments could show, in nats."""
-        samples = max(float(self._count), 1.0)
-        return math.log(min(self.prototypes, samples))
+        """The largest marginal entropy that this many sharp assignments could show, in nats.
+
+        Every process must call it: the assignments of all are counted.
+        """
+        samples = float(all_reduce_mean(self._count) * processes())
+        return math.log(min(self.prototypes, max(samples, 1.0)))
 
     def collapsed(self) -> bool:
-        """Whether the epoch's marginal entropy is under half of what it could be."""
+        """Whether the epoch's marginal entropy is under half of what it could be.
+
+        Every process must call it, and all get the same answer.
+        """
         return self._marginal_entropy() < 0.5 * self.ceiling()
 
     def _marginal_entropy(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -73,11 +74,16 @@ def linear_ramp(engine: SupervisedTrainer, epochs: float) -> float:
 
 def all_reduce_mean(tensor: Tensor) -> Tensor:
     """Mean of a tensor over all processes (itself when there is one)."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if processes() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
-        tensor /= dist.get_world_size()
+        tensor /= processes()
     return tensor
+
+
+def processes() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def flat_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
@@ -100,7 +106,12 @@ def sample_keys(engine: SupervisedTrainer, batch: int) -> list[int]:
     data = engine.state.batch
     cases = data.get("case") if isinstance(data, dict) else None
     if isinstance(cases, (list, tuple)) and len(cases) == batch:
-        return [zlib.crc32(str(case).encode()) for case in cases]
+        before: Counter[str] = Counter()
+        keys = []
+        for case in map(str, cases):
+            keys.append(zlib.crc32(case.encode(), before[case]))  # two crops of a case differ
+            before[case] += 1
+        return keys
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
     return [rank * batch + index for index in range(batch)]
 

@@ -56,9 +56,10 @@ class EMATeacher(MODHandler):
     """Teacher of the Online Tokenizer (method, section 6).
 
     The copy is made when training starts (after weights are loaded and the network is wrapped) and
-    holds only the modules that the tapped feature depends on. It runs in eval mode, in float32 and
-    without gradients, and is updated once for every optimizer step that was really made: not for
-    micro-batches of an accumulated step, nor for steps that a gradient scaler skipped.
+    holds only the modules that the tapped feature depends on. It runs in eval mode and without
+    gradients, keeps its weights in float32, and is updated once for every optimizer step that was
+    really made: not for micro-batches of an accumulated step, nor for steps that a gradient scaler
+    skipped.
 
     Args:
         views: the handler that makes the views; gives network, tap and feature.
@@ -67,13 +68,13 @@ class EMATeacher(MODHandler):
 
     views: MaskedViews
     students: dict[str, nn.Module]
-    _hook: RemovableHandle
+    _hook: RemovableHandle | None
 
     def __init__(self, views: MaskedViews, momentum: float = 0.996) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ValueError(f"teacher momentum must lie between 0 and 1, got {momentum}.")
-        self.refer(views=views, students={})
+        self.refer(views=views, students={}, _hook=None)
         self.momentum = momentum
         self.steps = 0
         self.copies = nn.ModuleDict()
@@ -92,7 +93,7 @@ class EMATeacher(MODHandler):
         """Copy at the start, run after each forward pass, follow after each optimizer step."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._run)
-        engine.add_event_handler(Events.COMPLETED, lambda _: self._hook.remove())
+        engine.add_event_handler(Events.COMPLETED, lambda _: self._unhook())
 
     def build(self) -> None:
         """Make the copies (once)."""
@@ -138,9 +139,20 @@ class EMATeacher(MODHandler):
         self.build()
         per_epoch = math.ceil(engine.state.epoch_length / getattr(engine, "accumulation_steps", 1))
         self.total_steps = per_epoch * engine.state.max_epochs
-        # the optimizer's own hook fires for exactly the steps that are made
-        hook = engine.optimizer.register_step_post_hook(lambda *_: self.update())
-        self.refer(_hook=hook)
+        self._unhook()  # of a run that ended in an error
+        self.refer(_hook=engine.optimizer.register_step_post_hook(self._follow))
+
+    def _follow(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # the optimizer's own hook fires for exactly the steps that are made, but for fused
+        # optimizers, which are always called by a gradient scaler and skip the step themselves
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not bool(found_inf):
+            self.update()
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self.refer(_hook=None)
 
     @torch.no_grad()
     def _run(self, engine: SupervisedTrainer) -> None:

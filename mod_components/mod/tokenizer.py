@@ -73,7 +73,8 @@ class Centre(nn.Module):
     def update(self, logits: Tensor) -> None:
         """Move towards the mean of a batch of outputs (..., K), after they have been used."""
         mean = all_reduce_mean(logits.float().flatten(0, -2).mean(0))
-        self.value.lerp_(mean, 1 - self.momentum)
+        # an overflow in half precision costs one step, not the centre of the rest of the training
+        self.value.lerp_(torch.where(mean.isfinite(), mean, self.value), 1 - self.momentum)
 
 
 def teacher_temperature(done: float, temperatures: Sequence[float], warmup: float = 0.1) -> float:
@@ -205,13 +206,14 @@ class OnlineTokenizer(MODHandler):
             figures = health.figures()
             figures["centre_norm"] = float(centre.value.norm())
             engine.state.metrics.update({f"{name}_{key}": v for key, v in figures.items()})
+            collapsed, ceiling = health.collapsed(), health.ceiling()  # on every process
             warm = engine.state.epoch > self.warmup_epochs
-            if warm and not health.warned and health.collapsed():
+            if collapsed and warm and not health.warned:
                 health.warned = True
                 warnings.warn(
                     f"MOD: the {name} teacher is collapsing: the marginal entropy of its outputs "
                     f"was {figures['marginal_entropy']:.2f} nats over epoch {engine.state.epoch}, "
-                    f"under half of its ceiling {health.ceiling():.2f}. A falling loss_{name} is "
+                    f"under half of its ceiling {ceiling:.2f}. A falling loss_{name} is "
                     "then no success. Lower mod_weight, or use fewer prototypes.",
                     stacklevel=2,
                 )

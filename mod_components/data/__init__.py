@@ -1,0 +1,69 @@
+"""From a folder with scans to what a network is trained on."""
+
+from __future__ import annotations
+
+from mod_components.data.checks import Problem, check_cases, refuse_bad_cases
+from mod_components.data.datalist import load_datalist, make_datalist, save_datalist, select
+from mod_components.data.layouts import (
+    CHANNELS,
+    REGIONS,
+    CaseRecord,
+    DataError,
+    Layout,
+    find_cases,
+    find_layout,
+    read_folder,
+    scan,
+)
+from mod_components.data.prepare import (
+    PreparedData,
+    case_name,
+    prepare_evaluation,
+    prepare_training,
+)
+from mod_components.data.sample import best_flair_threshold, make_sample
+from mod_components.data.transforms import (
+    LabelsToRegionsd,
+    NestRegionsd,
+    RandShiftForegroundd,
+    RegionsToLabelsd,
+    ReorderChannelsd,
+    labels_to_regions,
+    nest_regions,
+    regions_to_labels,
+    shift_foreground,
+)
+
+__all__ = [
+    "CHANNELS",
+    "REGIONS",
+    "CaseRecord",
+    "DataError",
+    "LabelsToRegionsd",
+    "Layout",
+    "NestRegionsd",
+    "PreparedData",
+    "Problem",
+    "RandShiftForegroundd",
+    "RegionsToLabelsd",
+    "ReorderChannelsd",
+    "best_flair_threshold",
+    "case_name",
+    "check_cases",
+    "find_cases",
+    "find_layout",
+    "labels_to_regions",
+    "load_datalist",
+    "make_datalist",
+    "make_sample",
+    "nest_regions",
+    "prepare_evaluation",
+    "prepare_training",
+    "read_folder",
+    "refuse_bad_cases",
+    "regions_to_labels",
+    "save_datalist",
+    "scan",
+    "select",
+    "shift_foreground",
+]

@@ -1,0 +1,184 @@
+"""Checks: every kind of bad file is named, with its case and the mend, and nothing crashes."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mod_components.data import DataError, Problem, check_cases, find_layout, refuse_bad_cases, scan
+from tests.data.folders import (
+    NEW,
+    OLD,
+    SHAPE,
+    label_map,
+    write_case,
+    write_cases,
+    write_task01,
+    write_volume,
+)
+
+
+def check(root: Path, *, full: bool = False) -> list[Problem]:
+    return check_cases(scan(root), find_layout(root), full=full)
+
+
+def truncate(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def write_mgh(path: Path) -> None:
+    nib.save(nib.MGHImage(np.zeros(SHAPE, np.float32), np.eye(4)), path.with_suffix(".mgz"))
+    path.with_suffix(".mgz").rename(path)
+
+
+def with_nan(path: Path) -> None:
+    voxels = label_map((1, 2, 4)).astype(np.float32)
+    voxels[5, 4, 3] = np.nan
+    write_volume(path, voxels)
+
+
+# file of case "Bad", what is done to it, the message and the mend
+BAD_FILES: list[tuple[str, Callable[[Path], object], str, str]] = [
+    ("t1", lambda p: p.write_bytes(b""), "the file is empty", "copy or download it again"),
+    ("t1", lambda p: p.write_bytes(b"garbage"), "not a readable NIfTI", "copy or download"),
+    ("t1", lambda p: p.write_bytes(gzip.compress(b"x" * 99)), "not a readable NIfTI", "copy or"),
+    ("t1", lambda p: truncate(p, 40), "not a readable NIfTI", "copy or download it again"),
+    ("t1", write_mgh, "not a", "copy or download it again"),
+    ("seg", lambda p: p.write_bytes(b""), "the file is empty", "copy or download it again"),
+    (
+        "t2",
+        lambda p: write_volume(p, np.zeros((6, 5, 3), np.int16)),
+        r"shape \(6, 5, 3\), but Bad_t1ce.nii.gz has \(6, 5, 4\)",
+        "one grid",
+    ),
+    (
+        "seg",
+        lambda p: write_volume(p, np.zeros((5, 5, 4), np.uint8)),
+        r"shape \(5, 5, 4\), but Bad_t1ce",
+        "one grid",
+    ),
+    (
+        "flair",
+        lambda p: write_volume(p, np.zeros((*SHAPE, 2), np.int16)),
+        r"expected a 3D volume, found shape \(6, 5, 4, 2\)",
+        "one 3D volume a file",
+    ),
+    (
+        "seg",
+        lambda p: write_volume(p, label_map((1, 2, 3))),
+        r"label code 3 is not one of 0 \(background\), necrosis 1, oedema 2, enhancing 4",
+        "3 is enhancing tumour from BraTS 2023 on: .* write 4 for 3",
+    ),
+    ("seg", lambda p: write_volume(p, label_map((1, 9))), "label code 9 is not", "correct the"),
+    ("seg", lambda p: write_volume(p, label_map((1, 1.5))), "label code 1.5", "nearest neigh"),
+    ("seg", with_nan, "the label map has non-finite values", "write it again"),
+]
+
+
+@pytest.mark.parametrize(("suffix", "spoil", "message", "mend"), BAD_FILES)
+def test_bad_file(
+    tmp_path: Path, suffix: str, spoil: Callable[[Path], object], message: str, mend: str
+) -> None:
+    write_cases(tmp_path, 2)
+    path = write_case(tmp_path / "Bad", "Bad") / f"Bad_{suffix}.nii.gz"
+    spoil(path)
+    (problem,) = check(tmp_path)
+    assert (problem.case, problem.file, problem.severity) == ("Bad", str(path), "error")
+    with pytest.raises(DataError, match=rf"(?s)1 of 3 cases.*Bad: .*{message}.*\(.*{mend}"):
+        refuse_bad_cases(scan(tmp_path), find_layout(tmp_path))
+
+
+def test_good_cases(tmp_path: Path) -> None:
+    write_cases(tmp_path, 3)
+    write_case(tmp_path / "Unread", "Unread", codes=None)
+    write_case(tmp_path / "Plain", "Plain", extension=".nii", codes=())
+    assert check(tmp_path, full=True) == []
+    assert refuse_bad_cases(scan(tmp_path), find_layout(tmp_path)) == []
+
+
+def test_missing_modality(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "Bad", "Bad")
+    (folder / "Bad_t1ce.nii.gz").unlink()
+    (folder / "Bad_flair.nii.gz").unlink()
+    (problem,) = check(tmp_path)
+    assert str(problem) == (
+        f"Bad: {folder}: no file for T1ce, FLAIR (add the file, or remove the case)"
+    )
+
+
+def test_affines_that_differ_are_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_case(tmp_path / "Odd", "Odd")
+    write_volume(folder / "Odd_t2.nii.gz", np.zeros(SHAPE, np.int16), np.diag([1, 1, 2.0, 1]))
+    write_volume(folder / "Odd_t1.nii.gz", np.zeros(SHAPE, np.int16), np.eye(4) * (1 + 1e-6))
+    with caplog.at_level(logging.WARNING):
+        (problem,) = refuse_bad_cases(scan(tmp_path), find_layout(tmp_path))
+    assert (problem.severity, problem.file) == ("warning", str(folder / "Odd_t2.nii.gz"))
+    assert "affine differs from that of Odd_t1ce.nii.gz" in caplog.text
+
+
+def test_old_code_under_new_names(tmp_path: Path) -> None:
+    write_case(tmp_path / "B", "B", suffixes=NEW, separator="-", codes=(1, 2, 4))
+    (problem,) = check(tmp_path)
+    assert "label code 4" in problem.message
+    assert "4 is enhancing tumour up to BraTS 2022" in problem.mend
+
+
+def test_decathlon(tmp_path: Path) -> None:
+    write_task01(tmp_path, ("BRATS_001", "BRATS_002", "BRATS_003"))
+    assert check(tmp_path) == []
+    write_volume(tmp_path / "imagesTr/BRATS_002.nii.gz", np.zeros((*SHAPE, 3), np.int16))
+    write_volume(tmp_path / "imagesTr/BRATS_003.nii.gz", np.zeros(SHAPE, np.int16))
+    write_volume(tmp_path / "labelsTr/BRATS_001.nii.gz", label_map((1, 4)))
+    problems = check(tmp_path)
+    assert [problem.case for problem in problems] == ["BRATS_001", "BRATS_002", "BRATS_003"]
+    assert "label code 4 is not one of" in problems[0].message
+    assert "expected 4D with 4 channels, found shape (6, 5, 4, 3)" in problems[1].message
+    assert "expected 4D with 4 channels, found shape (6, 5, 4)" in problems[2].message
+
+
+def test_cut_short_behind_the_header(tmp_path: Path) -> None:
+    folder = tmp_path / "Bad"
+    noise = np.random.default_rng(0)
+    for suffix in (*OLD, "seg"):
+        write_volume(folder / f"Bad_{suffix}.nii.gz", noise.integers(0, 3, (24,) * 3, np.uint8))
+    for suffix in ("t1", "seg"):
+        truncate(folder / f"Bad_{suffix}.nii.gz", 2000)
+    write_volume(folder / "Bad_t2.nii.gz", np.full((24,) * 3, np.inf, np.float32))
+    (label,) = check(tmp_path)
+    assert label.file == str(folder / "Bad_seg.nii.gz")
+    assert "the label map can't be read" in label.message
+    again, broken, infinite = check(tmp_path, full=True)
+    assert again == label
+    assert broken.file == str(folder / "Bad_t1.nii.gz")
+    assert "voxels can't be read" in broken.message
+    assert infinite.file == str(folder / "Bad_t2.nii.gz")
+    assert infinite.message == "non-finite voxels"
+
+
+def test_all_errors_at_once_but_no_flood(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cases = write_cases(tmp_path, 25, codes=None)
+    for case in cases:
+        (tmp_path / case / f"{case}_t1.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"25 of 25 cases") as caught:
+        refuse_bad_cases(scan(tmp_path), find_layout(tmp_path))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 22
+    assert cases[0] in lines[1]
+    assert lines[-1] == "  … and 5 more"
+    assert "checking cases" in capsys.readouterr().err
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    "folder", ["brats2018_2mm", "brats2021", "brats2023", "Task01_BrainTumour"]
+)
+def test_real_cases_pass(real_data: Path, folder: str) -> None:
+    assert check(real_data / folder) == []
