@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 
 class Commands:
-    """Tools around the MOD bundles. Training and inference run by ``python -m monai.bundle run``."""
+    """Tools around the bundles; training and inference run by ``python -m monai.bundle run``."""
 
     def render(self, folder: str = "bundles") -> None:
         """Render all bundles from the template and the table of backbones.

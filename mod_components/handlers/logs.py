@@ -194,15 +194,15 @@ class TrainingLog:
             engine: the trainer; its ``optimizer``, if it has one, gives the learning rate.
         """
         for event, handler in (
-            (Events.STARTED, self._close),  # what a run that failed has left open
             (Events.EPOCH_STARTED, self._epoch_started),
             (Events.ITERATION_STARTED, self._iteration_started),
             (Events.ITERATION_COMPLETED, self._iteration_completed),
             (Events.EPOCH_COMPLETED, self._epoch_completed),
-            (Events.TERMINATE, self._close),
-            (Events.COMPLETED, self._close),
         ):
             engine.add_event_handler(event(event_filter=_on_first_process), handler)
+        # at the start: what a run that failed has left open
+        for event in (Events.STARTED, Events.TERMINATE, Events.COMPLETED):
+            engine.add_event_handler(event, self._close)  # Ignite takes no filter for TERMINATE
 
     def _close(self, engine: Engine) -> None:
         if self._bar is not None:
@@ -270,7 +270,9 @@ class TrainingLog:
         row.update({name: value for name, value in figures.items() if name not in row})
         self._table.append(row)
         total, done = _total_steps(engine), state.iteration - self._start_iteration
-        parts = [f"{name} {row[name]:.4g}" for name in row if name not in ("epoch", "seconds")]
+        parts = [f"{name} {value:.4g}" for name, value in losses.items()]
+        if self._learning_rate is not None:
+            parts.append(f"lr {self._learning_rate:.3g}")
         parts.append(f"{row['seconds']:.1f} s")
         if total is not None and done > 0:
             left = (now - self._start) / done * max(total - state.iteration, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ from mod_components.mod.step import MODHandler, MODStep, all_reduce_mean, linear
 from mod_components.mod.teacher import EMATeacher
 
 __all__ = ["Centre", "OnlineTokenizer", "ProjectionHead", "teacher_temperature"]
+
+logger = logging.getLogger("mod_components.mod")
 
 
 class ProjectionHead(nn.Module):
@@ -207,6 +210,14 @@ class OnlineTokenizer(MODHandler):
             figures["centre_norm"] = float(centre.value.norm())
             engine.state.metrics.update({f"{name}_{key}": v for key, v in figures.items()})
             collapsed, ceiling = health.collapsed(), health.ceiling()  # on every process
+            logger.info(
+                "%s teacher: marginal entropy %.2f of %.2f nats, entropy %.2f, KL %.2f",
+                name,
+                figures["marginal_entropy"],
+                figures["max_entropy"],
+                figures["entropy"],
+                figures["divergence"],
+            )
             warm = engine.state.epoch > self.warmup_epochs
             if collapsed and warm and not health.warned:
                 health.warned = True

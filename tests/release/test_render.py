@@ -1,0 +1,58 @@
+"""Committed bundles are what the template and the table give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mod_components.release import backbones, render, render_bundle
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+
+
+@pytest.mark.parametrize("name", backbones())
+def test_committed_bundle_equals_its_source(name: str) -> None:
+    folder = BUNDLES / f"{name}_mod"
+    for path, content in render_bundle(name).items():
+        assert (folder / path).read_text() == content, (
+            f"{folder / path} differs: edit the template and run 'python -m mod_components render'"
+        )
+
+
+def test_every_committed_bundle_is_in_the_table() -> None:
+    assert {path.name for path in BUNDLES.iterdir()} == {f"{name}_mod" for name in backbones()}
+
+
+@pytest.mark.parametrize("name", backbones())
+def test_no_placeholder_is_left(name: str) -> None:
+    for path, content in render_bundle(name).items():
+        if path.endswith(".json"):
+            assert content == json.dumps(json.loads(content), indent=4, ensure_ascii=False) + "\n"
+            assert '"..."' not in content
+            assert '"<' not in content
+
+
+def test_version_is_in_the_changelog() -> None:
+    for name in backbones():
+        metadata = json.loads(render_bundle(name)["configs/metadata.json"])
+        assert metadata["version"] in metadata["changelog"]
+
+
+def test_render_writes_what_differs_and_keeps_the_rest(tmp_path: Path) -> None:
+    first = render(tmp_path, ["swinunetr"])
+    assert {path.name for path in first} >= {"train.json", "LICENSE", "README.md"}
+    assert render(tmp_path, ["swinunetr"]) == []
+    weights = tmp_path / "swinunetr_mod" / "models" / "model.pt"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    config = tmp_path / "swinunetr_mod" / "configs" / "train.json"
+    config.write_text("{}")
+    assert render(tmp_path, ["swinunetr"]) == [config]
+    assert weights.read_bytes() == b"weights"
+
+
+def test_unknown_backbone_is_named() -> None:
+    with pytest.raises(ValueError, match="no backbone 'unet' in the table; it has .*swinunetr"):
+        render_bundle("unet")
