@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder with labelled BraTS cases ($MOD_DATA or ../shared/data); the test skips without one."""
+    """Folder with labelled BraTS cases: $MOD_DATA or ../shared/data; skips without one."""
     folder = Path(os.environ.get("MOD_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real BraTS cases at {folder} (set MOD_DATA to a folder that has them)")
@@ -24,6 +24,7 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     state = torch.get_rng_state()
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
     torch.manual_seed(0)
     yield
     torch.set_rng_state(state)

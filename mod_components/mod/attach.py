@@ -17,6 +17,12 @@ from mod_components.mod.step import MODHandler, flat_parameters, processes
 __all__ = ["Attach", "parameter_groups", "state_objects"]
 
 ORDER = ("views", "teacher", "tokenizer", "predictor")
+NEEDS = {
+    "views": (),
+    "teacher": ("views",),
+    "tokenizer": ("views", "teacher"),
+    "predictor": ("views",),
+}
 UNDECAYED = ("fill", "position", "relative_position_bias_table")
 
 
@@ -121,6 +127,9 @@ def _present(mod: Mapping[str, MODHandler] | None) -> dict[str, MODHandler]:
     unknown = set(components) - set(ORDER)
     if unknown:
         raise ValueError(f"mod: unknown components {sorted(unknown)}; known are {list(ORDER)}.")
+    for name in components:
+        if missing := [other for other in NEEDS[name] if other not in components]:
+            raise ValueError(f"mod: {name} needs {' and '.join(missing)}, which is not there.")
     return {name: components[name] for name in ORDER if name in components}
 
 

@@ -37,7 +37,8 @@ def blockwise_mask(grid: Sequence[int], ratio: float, rng: np.random.Generator) 
     """Mask exactly ``round(ratio * cells)`` cells by cuboids of random size, shape and place.
 
     The 3D form of BEiT's blockwise masking (https://arxiv.org/abs/2106.08254, Algorithm 1): a
-    cuboid's volume lies between 1 and what is left to mask, its aspect ratios between 0.3 and 3.3.
+    cuboid's volume lies between 1 and what is left to mask, its aspect ratios between 0.3 and 3.3;
+    its place is even over the grid, cut off at the edges.
     Grids of fewer than 27 cells are masked cell by cell.
 
     Args:
@@ -79,8 +80,9 @@ def _random_block(
     block = []
     for side, cells in zip(sides, grid, strict=True):
         length = min(cells, max(1, round(side)))
-        start = int(rng.integers(cells - length + 1))
-        block.append(slice(start, start + length))
+        # a block may overhang the edge: else cells at corners would hardly ever be masked
+        start = int(rng.integers(1 - length, cells))
+        block.append(slice(max(0, start), start + length))
     return block[0], block[1], block[2]
 
 

@@ -54,5 +54,5 @@ def test_render_writes_what_differs_and_keeps_the_rest(tmp_path: Path) -> None:
 
 
 def test_unknown_backbone_is_named() -> None:
-    with pytest.raises(ValueError, match="no backbone 'unet' in the table; it has .*swinunetr"):
+    with pytest.raises(ValueError, match=r"no backbone 'unet' in the table; it has .*swinunetr"):
         render_bundle("unet")

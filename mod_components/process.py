@@ -1,0 +1,30 @@
+"""Settings of the running process."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+__all__ = ["keep_freed_memory"]
+
+# options of glibc's mallopt(3)
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory instead of handing it back to the system at once.
+
+    A training step on the CPU frees and asks for gigabytes in large pieces. By default each piece
+    is mapped anew and its pages are zeroed by the kernel again, which took half of the time of a
+    Swin UNETR step at 64³ on two cores. Nothing that is computed changes. Peak memory rises, as
+    free pieces of unlike sizes stay around.
+
+    Returns:
+        Whether it was set; false where the C library is not glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))

@@ -1,0 +1,453 @@
+"""Checkpoints: what is in the files, which model is kept, and a resumed run bit for bit."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from ignite.metrics import Metric
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import LrScheduleHandler, ValidationHandler
+from monai.optimizers import WarmupCosineSchedule
+from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandScaleIntensityd
+from torch import nn
+
+from mod_components.handlers import files
+from mod_components.handlers.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    check_fit,
+    load_weights,
+)
+from mod_components.handlers.seeding import Reseed
+from mod_components.mod import Attach, parameter_groups, state_objects
+from tests.mod.test_step import ToyNetwork, toy_components, toy_data
+
+EPOCHS = 4
+
+
+class KilledError(RuntimeError):
+    """The process died."""
+
+
+class KillAt:
+    """Ends the run in the middle of an epoch."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), self)
+
+    def __call__(self, _engine: Any) -> None:
+        raise KilledError
+
+
+class Scripted(Metric):
+    """A key metric whose values are known beforehand."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.values = list(values)
+        super().__init__(output_transform=lambda _: (0, 0))
+
+    def reset(self) -> None:
+        pass
+
+    def update(self, output: Any) -> None:
+        pass
+
+    def compute(self) -> float:
+        return self.values.pop(0)
+
+
+class Snapshots:
+    """Keeps the network's first weight after each epoch."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.weights: dict[int, dict[str, torch.Tensor]] = {}
+
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        state = self.network.state_dict()
+        self.weights[engine.state.epoch] = {name: t.clone() for name, t in state.items()}
+
+
+class Run:
+    """Everything of one training run, made anew as a new process would make it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resume: bool | str = False,
+        init: int = 0,
+        width: int = 8,
+        epochs: int = EPOCHS,
+        workers: int = 0,
+        use_mod: bool = True,
+        metrics: Sequence[float] | None = None,
+        interval: int = 1,
+        handlers: Sequence[Any] = (),
+        parts: Mapping[str, Any] | None = None,
+    ) -> None:
+        torch.manual_seed(init)
+        self.network = ToyNetwork(width=width, dropout=0.3, batch_norm=True)
+        self.mod = toy_components(self.network, **(parts or {})) if use_mod else {}
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.network, self.mod, 0.05), lr=1e-2)
+        self.scheduler = WarmupCosineSchedule(
+            self.optimizer, warmup_steps=2, t_total=EPOCHS, warmup_multiplier=0.5
+        )
+        transform = Compose(
+            [
+                RandScaleIntensityd("image", 0.1, prob=1.0),
+                RandGaussianNoised("image", prob=0.5),
+                RandFlipd(["image", "label"], prob=0.5, spatial_axis=0),
+            ]
+        )
+        dataset = Dataset(toy_data(4), transform)
+        self.evaluator = None
+        validation = []
+        if metrics is not None:
+            self.evaluator = SupervisedEvaluator(
+                device="cpu",
+                val_data_loader=DataLoader(Dataset(toy_data(1)), batch_size=1),
+                network=self.network,
+                key_val_metric={"val_mean_dice": Scripted(metrics)},
+                decollate=False,
+            )
+            validation = [ValidationHandler(interval, self.evaluator)]
+        self.snapshots = Snapshots(self.network)
+        self.checkpoint = Checkpoint(
+            folder,
+            self.network,
+            state_objects(self.mod, optimizer=self.optimizer, scheduler=self.scheduler),
+            evaluator=self.evaluator,
+            resume=resume,
+            settings={"width": width},
+        )
+        self.trainer = SupervisedTrainer(
+            device="cpu",
+            max_epochs=epochs,
+            train_data_loader=DataLoader(dataset, batch_size=2, shuffle=True, num_workers=workers),
+            network=self.network,
+            optimizer=self.optimizer,
+            loss_function=nn.BCEWithLogitsLoss(),
+            decollate=False,
+            train_handlers=[
+                Attach(self.mod),
+                Reseed(42, dataset),
+                LrScheduleHandler(self.scheduler, print_lr=False),
+                *validation,
+                self.snapshots,
+                self.checkpoint,
+                *handlers,
+            ],
+        )
+
+    def run(self) -> Run:
+        self.trainer.run()
+        return self
+
+    def everything(self) -> dict[str, torch.Tensor]:
+        """All tensors that training changes, by name."""
+        found: dict[str, torch.Tensor] = {}
+
+        def walk(prefix: str, item: Any) -> None:
+            if isinstance(item, torch.Tensor):
+                found[prefix] = item
+            elif isinstance(item, Mapping):
+                for key, value in item.items():
+                    walk(f"{prefix}.{key}", value)
+            elif isinstance(item, list | tuple):
+                for index, value in enumerate(item):
+                    walk(f"{prefix}.{index}", value)
+            elif isinstance(item, int | float):
+                found[prefix] = torch.tensor(item, dtype=torch.float64)
+
+        walk("network", self.network.state_dict())
+        for name, thing in self.checkpoint.objects.items():
+            walk(name, thing.state_dict())
+        return found
+
+
+def test_model_is_flat_and_fits_the_plain_network(tmp_path: Path) -> None:
+    run = Run(tmp_path, epochs=1).run()
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)
+    expected = run.network.state_dict()
+    assert list(weights) == list(expected)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    plain = ToyNetwork(batch_norm=True)
+    plain.load_state_dict(weights)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "model.pt", "training.json"]
+
+
+def test_last_holds_everything_and_loads_with_weights_only(tmp_path: Path) -> None:
+    Run(tmp_path, epochs=2).run()
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    parts = {"mod.views", "mod.teacher", "mod.tokenizer", "mod.predictor"}
+    counters = {"scaler", "epoch", "iteration", "best_metric", "best_metric_epoch"}
+    assert set(last) == {"network", "optimizer", "scheduler"} | parts | counters
+    assert (last["epoch"], last["iteration"]) == (2, 4)
+    assert "fill" in last["mod.views"]
+    assert "token_centre.value" in last["mod.tokenizer"]
+    assert any(name.startswith("copies.encoder") for name in last["mod.teacher"])
+
+
+def test_report_tells_settings_versions_and_metrics(tmp_path: Path) -> None:
+    Run(tmp_path, epochs=1, metrics=[0.25]).run()
+    report = json.loads((tmp_path / "training.json").read_text())
+    assert report["settings"] == {"width": 8}
+    assert (report["epoch"], report["iteration"]) == (1, 2)
+    assert report["metrics"] == {"val_mean_dice": 0.25}
+    assert report["versions"]["torch"] == torch.__version__
+    assert isinstance(report["command"], list)
+
+
+def resumed_equals_straight(tmp_path: Path, workers: int) -> None:
+    straight = Run(tmp_path / "straight", workers=workers).run()
+    with pytest.raises(KilledError):
+        Run(tmp_path / "cut", workers=workers, handlers=[KillAt(5)]).run()  # in the third epoch
+    assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["epoch"] == 2
+    resumed = Run(tmp_path / "cut", workers=workers, resume="true", init=99)
+    before = resumed.network.state_dict()["stem.0.weight"].clone()
+    resumed.run()
+    assert sorted(resumed.snapshots.weights) == [3, 4]
+    expected, found = straight.everything(), resumed.everything()
+    assert expected.keys() == found.keys()
+    different = [name for name in expected if not torch.equal(expected[name], found[name])]
+    assert different == []
+    assert not torch.equal(found["network.stem.0.weight"], before)
+    for name in ("mod.tokenizer.token_centre.value", "mod.views.fill", "mod.predictor.position"):
+        assert found[name].abs().sum() > 0
+    assert resumed.mod["teacher"].steps == 8  # type: ignore[union-attr]
+
+
+def test_a_resumed_run_equals_one_never_stopped(tmp_path: Path) -> None:
+    resumed_equals_straight(tmp_path, workers=0)
+
+
+def test_a_resumed_run_equals_one_never_stopped_with_workers(tmp_path: Path) -> None:
+    resumed_equals_straight(tmp_path, workers=2)
+
+
+def test_the_resumption_test_can_fail(tmp_path: Path) -> None:
+    """Another data order or dropout would be seen: runs of two seeds differ."""
+    runs = []
+    for seed in (1, 2):
+        run = Run(tmp_path / str(seed), epochs=1)
+        run.trainer.add_event_handler(
+            Events.EPOCH_STARTED, lambda _, seed=seed: torch.manual_seed(seed)
+        )
+        runs.append(run.run().network.state_dict()["stem.0.weight"])
+    assert not torch.equal(*runs)
+
+
+def test_nothing_to_resume_is_told_before_training(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"--resume true, but .*last\.pt does not exist"):
+        Run(tmp_path, resume=True)
+
+
+def test_a_finished_run_has_nothing_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(tmp_path, epochs=2).run()
+    with caplog.at_level(logging.INFO, logger="mod_components.checkpoint"):
+        again = Run(tmp_path, epochs=2, resume=True, init=9).run()
+    assert "nothing left to train: epoch 2 of 2" in caplog.text
+    assert again.snapshots.weights == {}
+    a, b = run.network.state_dict(), again.network.state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_another_width_is_told_and_nothing_is_loaded(tmp_path: Path) -> None:
+    Run(tmp_path, epochs=1).run()
+    other = Run(tmp_path, resume=True, width=4)
+    before = other.network.state_dict()["stem.0.weight"].clone()
+    message = r"does not fit ToyNetwork.*stem\.0\.weight: \(8, 4, 4, 4, 4\) in the file, \(4, 4"
+    with pytest.raises(CheckpointError, match=message):
+        other.run()
+    assert torch.equal(other.network.state_dict()["stem.0.weight"], before)
+
+
+@pytest.mark.parametrize(
+    "parts", [{"use_mod": False}, {"parts": {"use_predictor": False}}], ids=["baseline", "ablation"]
+)
+def test_other_components_are_told(tmp_path: Path, parts: dict[str, Any]) -> None:
+    Run(tmp_path, epochs=1).run()
+    with pytest.raises(CheckpointError, match=r"of other components.*use_mod"):
+        Run(tmp_path, resume=True, **parts).run()
+
+
+def test_other_heads_are_told(tmp_path: Path) -> None:
+    Run(tmp_path, epochs=1).run()
+    parts = {"tokenizer": {"prototypes": 20}}
+    with pytest.raises(
+        CheckpointError, match=r"(?s)its mod\.teacher does not fit this run.*training\.json"
+    ):
+        Run(tmp_path, resume=True, parts=parts).run()
+
+
+def test_the_best_model_by_the_evaluators_metric_is_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path, metrics=[0.2, 0.7, 0.5, 0.6]).run()
+    model = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(model[name], t) for name, t in run.snapshots.weights[2].items())
+    assert not torch.equal(model["stem.0.weight"], run.snapshots.weights[4]["stem.0.weight"])
+    report = json.loads((tmp_path / "training.json").read_text())
+    assert (report["epoch"], report["metrics"]["val_mean_dice"]) == (2, 0.7)
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert last["best_metric_epoch"] == 2
+    assert last["best_metric"] == pytest.approx(0.7)
+    assert last["epoch"] == 4
+
+
+def test_the_best_so_far_survives_a_resumption(tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        Run(tmp_path, metrics=[0.2, 0.7], handlers=[KillAt(5)]).run()
+    kept = torch.load(tmp_path / "model.pt", weights_only=True)
+    Run(tmp_path, metrics=[0.5, 0.6], resume=True).run()
+    model = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(model[name], kept[name]) for name in kept)
+
+
+def test_epochs_without_validation_do_not_replace_the_best(tmp_path: Path) -> None:
+    run = Run(tmp_path, metrics=[0.4, 0.3], interval=2).run()
+    model = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(model[name], t) for name, t in run.snapshots.weights[2].items())
+
+
+def test_there_is_a_model_even_if_validation_never_ran(tmp_path: Path) -> None:
+    run = Run(tmp_path, metrics=[], interval=100).run()
+    model = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(model[name], t) for name, t in run.snapshots.weights[4].items())
+
+
+def test_an_earlier_runs_model_is_not_taken_for_this_runs(tmp_path: Path) -> None:
+    """A run that never validated, cut and resumed in the folder of another one."""
+    Run(tmp_path, epochs=1).run()
+    with pytest.raises(KilledError):
+        Run(tmp_path, init=5, metrics=[], interval=100, handlers=[KillAt(5)]).run()
+    resumed = Run(tmp_path, metrics=[], interval=100, resume=True).run()
+    model = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert torch.equal(model["stem.0.weight"], resumed.snapshots.weights[4]["stem.0.weight"])
+
+
+def test_previous_keeps_the_earlier_runs_files(tmp_path: Path) -> None:
+    Run(tmp_path, epochs=1).run()
+    names = ("model.pt", "last.pt", "training.json")
+    old = {name: (tmp_path / name).read_bytes() for name in names}
+    Run(tmp_path, epochs=2, init=7).run()
+    for name in names:
+        assert (tmp_path / "previous" / name).read_bytes() == old[name], name
+        assert (tmp_path / name).read_bytes() != old[name], name
+    Run(tmp_path, epochs=4, resume=True).run()  # goes on with its own files: nothing to keep
+    assert (tmp_path / "previous" / "last.pt").read_bytes() == old["last.pt"]
+
+
+def test_a_run_that_saves_nothing_moves_nothing(tmp_path: Path) -> None:
+    Run(tmp_path, epochs=1).run()
+    with pytest.raises(KilledError):
+        Run(tmp_path, handlers=[KillAt(1)]).run()
+    assert not (tmp_path / "previous").exists()
+
+
+def test_a_failure_while_saving_leaves_a_run_that_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = torch.save, []
+
+    def fail(content: Any, file: Any) -> None:
+        calls.append(None)
+        if len(calls) == 4:  # last.pt of the second epoch
+            file.write(b"half")
+            raise OSError("no space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(files.torch, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        Run(tmp_path / "cut").run()
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["epoch"] == 1
+    resumed = Run(tmp_path / "cut", resume=True, init=3).run().everything()
+    straight = Run(tmp_path / "straight").run().everything()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_scaler_state_is_kept(tmp_path: Path) -> None:
+    """A scaler that lowered its scale goes on with it."""
+
+    class Scaler:
+        def __init__(self, scale: float) -> None:
+            self.value = scale
+
+        def scale(self, loss: torch.Tensor) -> torch.Tensor:
+            return loss
+
+        def step(self, optimizer: torch.optim.Optimizer) -> None:
+            optimizer.step()
+
+        def update(self) -> None:
+            self.value /= 2
+
+        def state_dict(self) -> dict[str, float]:
+            return {"scale": self.value}
+
+        def load_state_dict(self, state: dict[str, float]) -> None:
+            self.value = state["scale"]
+
+    class Use:
+        def __init__(self, scaler: Scaler) -> None:
+            self.scaler = scaler
+
+        def attach(self, engine: Any) -> None:
+            engine.add_event_handler(Events.STARTED, self)
+
+        def __call__(self, engine: Any) -> None:
+            engine.amp, engine.scaler = True, self.scaler
+
+    first, second = Scaler(1024.0), Scaler(1024.0)
+    Run(tmp_path, epochs=1, handlers=[Use(first)]).run()
+    assert first.value == 256  # two steps
+    run = Run(tmp_path, epochs=2, resume=True)
+    run.trainer._event_handlers[Events.STARTED].insert(0, (Use(second), (run.trainer,), {}))
+    run.run()
+    assert second.value == 64
+
+
+def test_load_weights_is_strict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = ToyNetwork()
+    files.save_tensors(network.state_dict(), tmp_path / "model.pt")
+    fresh = ToyNetwork()
+    with caplog.at_level(logging.INFO, logger="mod_components.checkpoint"):
+        assert load_weights(nn.DataParallel(fresh), tmp_path / "model.pt") is not fresh
+    assert "loaded" in caplog.text
+    assert torch.equal(fresh.stem[0].weight, network.stem[0].weight)
+
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_weights(fresh, tmp_path / "none.pt")
+    (tmp_path / "broken.pt").write_bytes(b"PK not a checkpoint")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_weights(fresh, tmp_path / "broken.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        load_weights(fresh, tmp_path / "list.pt")
+    files.save_tensors({"network": network.state_dict()}, tmp_path / "nested.pt")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_weights(fresh, tmp_path / "nested.pt")
+
+
+def test_check_fit_names_both_directions() -> None:
+    network = nn.Linear(2, 3)
+    check_fit(network, network.state_dict(), "x.pt")
+    with pytest.raises(CheckpointError, match=r"bias: missing in the file, \(3,\) in the network"):
+        check_fit(network, {"weight": torch.zeros(3, 2)}, "x.pt")
+    extra = {**network.state_dict(), "more": torch.zeros(2)}
+    with pytest.raises(CheckpointError, match=r"more: \(2,\) in the file, missing in the network"):
+        check_fit(network, extra, "x.pt")

@@ -1,0 +1,71 @@
+"""Files are whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import torch
+
+from mod_components.handlers.files import save_json, save_tensors, write_atomically
+
+
+def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"old")
+
+    def half(file: BinaryIO) -> None:
+        file.write(b"ne")
+        file.flush()
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, half)
+    assert path.read_bytes() == b"old"
+    write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]  # the half file is used up
+
+
+def test_the_file_is_synced_before_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    replace, fsync = os.replace, os.fsync
+
+    def spy_fsync(descriptor: int) -> None:
+        calls.append(f"fsync {os.fstat(descriptor).st_size}")
+        fsync(descriptor)
+
+    def spy_replace(source: Any, target: Any) -> None:
+        calls.append("replace")
+        assert Path(source).parent == Path(target).parent
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    write_atomically(tmp_path / "a", lambda file: file.write(b"12345"))
+    assert calls == ["fsync 5", "replace"]
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a" / "b" / "c", lambda file: file.write(b"x"))
+    assert (tmp_path / "a" / "b" / "c").read_bytes() == b"x"
+
+
+def test_tensors_come_back_with_weights_only(tmp_path: Path) -> None:
+    content = {"a": torch.arange(3), "epoch": 4, "scaler": {}}
+    save_tensors(content, tmp_path / "x.pt")
+    back = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert torch.equal(back["a"], content["a"])
+    assert back["epoch"] == 4
+
+
+def test_json_is_readable(tmp_path: Path) -> None:
+    save_json({"b": 1, "path": Path("x")}, tmp_path / "x.json")
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == {"b": 1, "path": "x"}
+    assert text == '{\n    "b": 1,\n    "path": "x"\n}\n'

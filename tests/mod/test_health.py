@@ -1,0 +1,96 @@
+"""Health figures against NumPy, and a collapse that is named once."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mod_components.mod.health import Health
+
+
+def test_even_use_has_the_largest_marginal_entropy() -> None:
+    health = Health(8)
+    health.add(torch.eye(8), torch.zeros(8, 8))
+    figures = health.figures()
+    assert figures["marginal_entropy"] == pytest.approx(math.log(8), rel=1e-5)
+    assert figures["max_entropy"] == pytest.approx(2.0794, abs=1e-4)
+    assert figures["entropy"] == pytest.approx(0, abs=1e-6)
+    assert figures["divergence"] == pytest.approx(math.log(8), rel=1e-5)  # sharp P, uniform Q
+    assert not health.collapsed()
+
+
+def test_one_answer_for_all_is_a_collapse() -> None:
+    health = Health(8)
+    health.add(torch.eye(8)[[3] * 40], 50 * torch.eye(8)[[3] * 40])
+    figures = health.figures()
+    assert figures["marginal_entropy"] == pytest.approx(0, abs=1e-5)
+    assert figures["divergence"] == pytest.approx(0, abs=1e-5)  # and the loss is no sign of it
+    assert health.collapsed()
+
+
+def test_vague_answers_are_no_collapse() -> None:
+    """Uniform P has the largest entropy of both kinds."""
+    health = Health(8)
+    health.add(torch.full((5, 8), 1 / 8), torch.zeros(5, 8))
+    figures = health.figures()
+    assert figures["entropy"] == pytest.approx(math.log(8), rel=1e-5)
+    assert figures["marginal_entropy"] == pytest.approx(math.log(8), rel=1e-5)
+
+
+def test_figures_equal_numpy_over_several_steps() -> None:
+    health, teachers, students, spreads = Health(6), [], [], []
+    for n in (4, 9, 2):
+        p, logits = torch.randn(n, 6).softmax(-1), torch.randn(n, 6)
+        feature = torch.randn(2, 7, 5)
+        health.add(p, logits, feature)
+        teachers.append(p.double().numpy())
+        students.append(logits.double().softmax(-1).numpy())
+        vectors = feature.double().numpy().reshape(14, 5)
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        spreads.append(unit.std(axis=0).mean())
+    p, q = np.concatenate(teachers), np.concatenate(students)
+    mean = p.mean(0)
+    figures = health.figures()
+    assert figures["entropy"] == pytest.approx(-(p * np.log(p)).sum(1).mean(), rel=1e-5)
+    assert figures["marginal_entropy"] == pytest.approx(-(mean * np.log(mean)).sum(), rel=1e-5)
+    assert figures["divergence"] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-5)
+    assert figures["feature_std"] == pytest.approx(np.mean(spreads), rel=1e-5)
+
+
+def test_feature_spread_at_both_ends() -> None:
+    health = Health(2)
+    health.add(torch.eye(2), torch.zeros(2, 2), torch.randn(1, 20_000, 16))
+    assert health.figures()["feature_std"] == pytest.approx(1 / 4, rel=0.02)  # 1/√16
+    health.reset()
+    health.add(torch.eye(2), torch.zeros(2, 2), torch.ones(1, 100, 16))
+    assert health.figures()["feature_std"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_ceiling_counts_few_samples() -> None:
+    health = Health(64)
+    health.add(torch.eye(64)[:4], torch.zeros(4, 64))
+    assert health.ceiling() == pytest.approx(math.log(4))
+    assert not health.collapsed()  # 4 samples can't use 64 prototypes
+    health.add(torch.eye(64), torch.zeros(64, 64))
+    assert health.ceiling() == pytest.approx(math.log(64))
+
+
+def test_reset_forgets_and_nothing_is_no_collapse() -> None:
+    health = Health(8)
+    health.add(torch.eye(8)[[3] * 40], torch.zeros(40, 8), torch.ones(1, 4, 3))
+    health.reset()
+    figures = health.figures()
+    assert figures["entropy"] == 0
+    assert "feature_std" not in figures
+    assert not health.collapsed()
+
+
+def test_no_masked_token_adds_nothing() -> None:
+    health = Health(4)
+    health.add(torch.eye(4), torch.zeros(4, 4))
+    before = health.figures()
+    health.add(torch.zeros(0, 4), torch.zeros(0, 4))
+    assert health.figures() == before
