@@ -170,8 +170,6 @@ def test_verify_and_export(trained: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_two_processes_train(
     bundle: Path, backbone: str, small_sample: Path, tmp_path: Path
 ) -> None:
-    from tests.bundles.conftest import run_python
-
     configs = [bundle / "configs" / name for name in ("train.json", "multi_gpu_train.json")]
     done = run_python(
         *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
