@@ -127,8 +127,9 @@ def prepare_evaluation(
         cases = _labelled(root)
         logger.info("evaluating all %d labelled cases of %s", len(cases), root)
     layout = _checked(root, cases)
-    notes: dict[str, Any] = {"data": _name(dataset_dir) if dataset_dir else Path(root).name}
-    if not dataset_dir and Path(root).name.startswith("sample"):
+    sample = Path(root).name.startswith("sample_v") and not dataset_dir
+    notes: dict[str, Any] = {"data": _name("" if sample else root)}
+    if sample:
         threshold, score = best_flair_threshold(cases, layout.channel_order)
         notes["best single FLAIR threshold (z-score)"] = threshold
         notes["its mean WT Dice on these cases"] = score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mod_components.mod.attach import Attach, parameter_groups, state_objects
+from mod_components.mod.average import WeightAverage
 from mod_components.mod.predictor import DensePredictor
 from mod_components.mod.step import MODHandler, MODStep
 from mod_components.mod.teacher import EMATeacher
@@ -17,6 +18,7 @@ __all__ = [
     "MODStep",
     "MaskedViews",
     "OnlineTokenizer",
+    "WeightAverage",
     "parameter_groups",
     "state_objects",
 ]

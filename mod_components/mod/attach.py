@@ -16,12 +16,13 @@ from mod_components.mod.step import MODHandler, flat_parameters, processes
 
 __all__ = ["Attach", "parameter_groups", "state_objects"]
 
-ORDER = ("views", "teacher", "tokenizer", "predictor")
+ORDER = ("views", "teacher", "tokenizer", "predictor", "average")
 NEEDS = {
     "views": (),
     "teacher": ("views",),
     "tokenizer": ("views", "teacher"),
     "predictor": ("views",),
+    "average": (),
 }
 UNDECAYED = ("fill", "position", "relative_position_bias_table")
 
@@ -37,7 +38,8 @@ class Attach:
     (``DistributedDataParallel`` does the same for the network).
 
     Args:
-        mod: the components by name: any of ``views``, ``teacher``, ``tokenizer``, ``predictor``.
+        mod: the components by name: any of ``views``, ``teacher``, ``tokenizer``, ``predictor``,
+            ``average``.
     """
 
     def __init__(self, mod: Mapping[str, MODHandler] | None = None) -> None:
