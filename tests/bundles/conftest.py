@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,14 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def small(name: str) -> list[str]:
-    """Settings that make a bundle's network small, for tests alone."""
-    settings = backbones()[name]["test_settings"]
+    """Options that make a bundle's network small, for tests alone."""
+    settings = small_settings(name)
     return [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+
+
+def small_settings(name: str) -> dict[str, Any]:
+    """The same as keyword arguments of a ``ConfigWorkflow``."""
+    return dict(backbones()[name]["test_settings"])
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from mod_components.errors import UserError
-from tests.bundles.conftest import REPOSITORY, run_bundle
+from tests.bundles.conftest import REPOSITORY, run_bundle, small_settings
 
 CONFIGS = REPOSITORY / "bundles" / "swinunetr_mod" / "configs"
 
@@ -32,9 +32,8 @@ def start(config: str, folder: Path, **settings: object) -> None:
         logging_file=False,
         workflow_type=None,
         bundle_root=str(folder),
-        feature_size=12,
         num_workers=0,
-        **settings,
+        **{**small_settings("swinunetr"), **settings},
     )
     workflow.initialize()
     workflow.run()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from tests.bundles.conftest import REPOSITORY, run_bundle
+from tests.bundles.conftest import REPOSITORY, run_bundle, small
 
 CONFIGS = REPOSITORY / "bundles" / "swinunetr_mod" / "configs"
 pytestmark = pytest.mark.real_data
@@ -95,7 +95,8 @@ def test_one_epoch_on_each_layout(folder: str, real_data: Path, tmp_path: Path) 
     settings = [
         *("--dataset_dir", str(real_data / folder), "--bundle_root", str(tmp_path)),
         *("--epochs", "1", "--val_interval", "1", "--roi_size", "[64,64,64]"),
-        *("--batch_size", "1", "--num_workers", "0", "--overlap", "0.1", "--feature_size", "12"),
+        *("--batch_size", "1", "--num_workers", "0", "--overlap", "0.1"),
+        *small("swinunetr"),
     ]
     done = run_bundle(CONFIGS / "train.json", *settings, cwd=tmp_path, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
