@@ -28,7 +28,7 @@ from mod_components.handlers.checkpoint import (
 )
 from mod_components.handlers.seeding import Reseed
 from mod_components.mod import Attach, parameter_groups, state_objects
-from tests.mod.test_step import ToyNetwork, toy_components, toy_data
+from tests.toys import ToyNetwork, toy_components, toy_data
 
 EPOCHS = 4
 

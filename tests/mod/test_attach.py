@@ -14,7 +14,7 @@ from monai.networks.nets import SwinUNETR
 from torch import nn
 
 from mod_components.mod import Attach, parameter_groups, state_objects
-from tests.mod.test_step import ToyNetwork, toy_components, toy_data, toy_trainer
+from tests.toys import ToyNetwork, toy_components, toy_data, toy_trainer
 
 
 class Log:

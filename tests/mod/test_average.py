@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mod_components.mod import WeightAverage, parameter_groups
-from tests.mod.test_step import ToyNetwork, toy_trainer
+from tests.toys import ToyNetwork, toy_trainer
 
 
 def test_average_by_hand(tmp_path: Path) -> None:

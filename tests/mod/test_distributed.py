@@ -14,7 +14,7 @@ from monai.engines.utils import IterationEvents
 from torch import nn
 
 from mod_components.mod import Attach
-from tests.mod.test_step import ToyNetwork, toy_components, toy_data, toy_trainer
+from tests.toys import ToyNetwork, toy_components, toy_data, toy_trainer
 
 STEPS = 2
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mod_components.mod import DensePredictor, MaskedViews, MODStep
 from mod_components.mod.predictor import _decoder
-from tests.mod.test_step import ROI, ToyNetwork, toy_components, toy_data
+from tests.toys import ROI, ToyNetwork, toy_components, toy_data
 
 
 def make_predictor(**settings: Any) -> tuple[MaskedViews, DensePredictor]:

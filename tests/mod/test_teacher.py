@@ -15,7 +15,7 @@ from torch import nn
 
 from mod_components.mod import EMATeacher, MODHandler, parameter_groups
 from mod_components.mod.teacher import ema_update, momentum_at
-from tests.mod.test_step import ToyNetwork, toy_components, toy_data, toy_trainer
+from tests.toys import ToyNetwork, toy_components, toy_data, toy_trainer
 
 
 class On:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mod_components.mod import EMATeacher, MODStep, OnlineTokenizer
 from mod_components.mod.tokenizer import Centre, ProjectionHead, teacher_temperature
-from tests.mod.test_step import ToyNetwork, toy_components, toy_trainer
+from tests.toys import ToyNetwork, toy_components, toy_trainer
 
 CHANNELS, GRID = 8, (2, 3, 2)
 

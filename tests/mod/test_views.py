@@ -13,7 +13,7 @@ from torch import Tensor
 from mod_components.mod import MaskedViews, MODStep
 from mod_components.mod import views as views_module
 from mod_components.mod.views import intensity_view
-from tests.mod.test_step import ROI, ToyNetwork, toy_components, toy_data, toy_trainer
+from tests.toys import ROI, ToyNetwork, toy_components, toy_data, toy_trainer
 
 
 def rngs(*seeds: int) -> list[np.random.Generator]:
