@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from mod_components.mod.step import as_plain_tensor, flat_parameters, linear_ramp, sample_keys
+from tests.toys import ToyNetwork, toy_components
 
 
 def state(**values: Any) -> SimpleNamespace:
