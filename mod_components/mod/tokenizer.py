@@ -7,86 +7,20 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
-from torch import Tensor, nn
+from torch import Tensor
 
 from mod_components.losses import class_loss, teacher_probabilities, token_loss
+from mod_components.mod.heads import Centre, ClassMemory, ProjectionHead
 from mod_components.mod.health import Health
-from mod_components.mod.step import MODHandler, MODStep, all_reduce_mean, linear_ramp
+from mod_components.mod.step import MODHandler, MODStep, linear_ramp
 from mod_components.mod.teacher import EMATeacher
 
-__all__ = ["Centre", "OnlineTokenizer", "ProjectionHead", "teacher_temperature"]
+__all__ = ["OnlineTokenizer", "teacher_temperature"]
 
 logger = logging.getLogger("mod_components.mod")
-
-
-class ProjectionHead(nn.Module):
-    """Head h: layer norm, MLP, bottleneck, L2 norm, then a linear map onto K unit prototypes.
-
-    The last map's rows are normalised (a weight-normalised linear layer of gain 1), so an output
-    is the cosine between a feature and a prototype.
-
-    Args:
-        channels: C of the encoder feature.
-        prototypes: K.
-        hidden: width of the MLP.
-        bottleneck: width after it.
-    """
-
-    def __init__(
-        self, channels: int, prototypes: int, hidden: int = 512, bottleneck: int = 128
-    ) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(channels),
-            nn.Linear(channels, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, bottleneck),
-        )
-        self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
-        nn.init.trunc_normal_(self.prototypes, std=0.02)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """Map features (..., C) to prototype scores (..., K) in [-1, 1]."""
-        code = F.normalize(self.mlp(feature).float(), dim=-1)
-        # bfloat16 knows cosines to about 0.002 only, 0.05 nats at a temperature of 0.04
-        with torch.autocast(feature.device.type, enabled=False):
-            return F.linear(code, F.normalize(self.prototypes, dim=-1))
-
-
-class Centre(nn.Module):
-    """Moving mean of the teacher's outputs, over all processes, in float32 (method, section 4).
-
-    The first updates take the plain mean of what was seen, until that mean is as slow as the
-    moving one: a centre that starts at 0 with a momentum of 0.99 would be wrong for 100 steps.
-
-    Args:
-        prototypes: K.
-        momentum: share of the old centre that an update keeps.
-    """
-
-    value: Tensor
-    updates: Tensor
-
-    def __init__(self, prototypes: int, momentum: float) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("value", torch.zeros(prototypes))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def update(self, logits: Tensor) -> None:
-        """Move towards the mean of a batch of outputs (..., K), after they have been used."""
-        mean = all_reduce_mean(logits.float().flatten(0, -2).mean(0))
-        # an overflow in half precision costs one step, not the centre of the rest of the training
-        mean = torch.where(mean.isfinite(), mean, self.value)
-        self.updates += 1
-        self.value.lerp_(mean, (1 / self.updates).clamp(min=1 - self.momentum))
 
 
 def teacher_temperature(done: float, temperatures: Sequence[float], warmup: float = 0.1) -> float:
@@ -126,7 +60,7 @@ class OnlineTokenizer(MODHandler):
         student_temperature: τ_s.
         teacher_temperatures: τ_t at the start and after the first tenth of training.
         token_momentum: momentum of the tokens' centre.
-        class_momentum: momentum of the class token's centre.
+        class_momentum: momentum of the class token's centre and memory.
     """
 
     teacher: EMATeacher
@@ -160,6 +94,7 @@ class OnlineTokenizer(MODHandler):
         self.class_head = ProjectionHead(channels, class_prototypes, hidden, bottleneck)
         self.token_centre = Centre(prototypes, token_momentum)
         self.class_centre = Centre(class_prototypes, class_momentum)
+        self.class_memory = ClassMemory(channels, class_momentum)
         self.health = {"token": Health(prototypes), "class": Health(class_prototypes)}
         self.to(next(teacher.views.parameters()).device)
         teacher.follow("token_head", self.token_head)
@@ -182,20 +117,22 @@ class OnlineTokenizer(MODHandler):
         """
         assert step.teacher is not None
         student, teacher = _tokens(step.student), _tokens(step.teacher)  # (2B, N, C)
+        memory = self.class_memory
         with torch.no_grad():
             copies = self.teacher.copies
             token_targets = copies["token_head"](teacher)  # (2B, N, K)
-            class_targets = copies["class_head"](teacher.mean(1))  # (2B, K_cls)
+            class_targets = copies["class_head"](memory(teacher.mean(1)))  # (2B, K_cls)
             p_token = teacher_probabilities(token_targets, self.token_centre.value, temperature)
             p_class = teacher_probabilities(class_targets, self.class_centre.value, temperature)
         q_token = self.token_head(student)
-        q_class = self.class_head(student.mean(1))
+        q_class = self.class_head(memory(student.mean(1)))
         # halves of the batch axis are μ and ν: a mean over 2B is the mean of both views' losses
         efm = token_loss(q_token, p_token, step.token_masks, self.student_temperature)
         other_view = torch.cat(p_class.chunk(2)[::-1])  # ν's target for μ̂ and μ's for ν̂
         cls = class_loss(q_class, other_view, self.student_temperature)
         self.token_centre.update(token_targets)
         self.class_centre.update(class_targets)
+        memory.update(teacher.mean(1))
         masked = step.token_masks > 0
         tau = self.student_temperature
         self.health["token"].add(p_token[masked], q_token[masked] / tau, teacher)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mod_components.mod import EMATeacher, MODStep, OnlineTokenizer
-from mod_components.mod.tokenizer import Centre, ProjectionHead, teacher_temperature
+from mod_components.mod.tokenizer import teacher_temperature
 from tests.toys import ToyNetwork, toy_components, toy_trainer
 
 CHANNELS, GRID = 8, (2, 3, 2)
@@ -42,6 +42,14 @@ def stub_step(batch: int = 2) -> MODStep:
         token_masks=mask,
         teacher=torch.randn(2 * batch, CHANNELS, *GRID),
     )
+
+
+def forget(tokenizer: OnlineTokenizer) -> None:
+    """Put centres and class memory back to their start."""
+    for centre in (tokenizer.token_centre, tokenizer.class_centre):
+        centre.value.zero_()
+    tokenizer.class_memory.mean.zero_()
+    tokenizer.class_memory.variance.fill_(1)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -97,7 +105,7 @@ def test_losses_equal_numpy_with_explicit_views() -> None:
 def class_gradient(step: MODStep, tokenizer: OnlineTokenizer) -> Tensor:
     student = step.student.detach().requires_grad_(True)
     renewed = MODStep(step.views, step.masks, student, step.token_masks, step.teacher)
-    tokenizer.class_centre.value.zero_()
+    forget(tokenizer)
     _, cls = tokenizer.losses(renewed, 0.05)
     cls.backward()
     assert student.grad is not None
@@ -141,37 +149,6 @@ def test_token_loss_alone_moves_masked_tokens_only() -> None:
     assert torch.all(per_token[step.token_masks == 1] > 0)
 
 
-def test_centre_by_hand() -> None:
-    centre = Centre(2, 0.75)
-    centre.update(torch.tensor([[[1.0, 0.0], [3.0, 2.0]]]))  # mean (2, 1)
-    torch.testing.assert_close(centre.value, torch.tensor([2.0, 1.0]))
-    centre.update(torch.tensor([[0.0, 2.0]]))  # the mean of both batches
-    torch.testing.assert_close(centre.value, torch.tensor([1.0, 1.5]))
-    for _ in range(2):  # the fourth update is the first that moves by a quarter
-        centre.update(torch.tensor([[1.0, 1.5]]))
-    centre.update(torch.tensor([[5.0, 1.5]]))  # 0.75 * 1 + 0.25 * 5
-    torch.testing.assert_close(centre.value, torch.tensor([2.0, 1.5]))
-    assert set(centre.state_dict()) == {"value", "updates"}
-    assert not list(centre.parameters())
-
-
-@pytest.mark.parametrize("momentum", [0.9, 0.99])
-def test_centre_moves_by_its_momentum_once_warm(momentum: float) -> None:
-    centre = Centre(1, momentum)
-    centre.updates += 1000
-    centre.update(torch.ones(1, 1))
-    torch.testing.assert_close(centre.value, torch.tensor([1 - momentum]))
-
-
-def test_centre_is_float32_and_survives_an_overflow() -> None:
-    centre = Centre(2, 0.9)
-    centre.update(torch.ones(4, 2, dtype=torch.bfloat16))
-    assert centre.value.dtype == torch.float32
-    torch.testing.assert_close(centre.value, torch.tensor([1.0, 1.0]))
-    centre.update(torch.tensor([[float("nan"), 2.0]]))
-    torch.testing.assert_close(centre.value, torch.tensor([1.0, 1.5]))
-
-
 def test_centres_are_used_before_they_are_updated() -> None:
     tokenizer, step = stub_tokenizer(), stub_step(2)
     assert step.teacher is not None
@@ -195,27 +172,8 @@ def test_state_dict_holds_heads_and_centres_and_no_teacher() -> None:
     assert {"token_centre.value", "class_centre.value"} <= keys
     assert {"token_head.prototypes", "class_head.prototypes"} <= keys
     assert {key.split(".")[0] for key in keys} == {
-        "token_head", "class_head", "token_centre", "class_centre",
+        "token_head", "class_head", "token_centre", "class_centre", "class_memory",
     }  # fmt: skip
-
-
-def test_head_gives_cosines_with_its_prototypes() -> None:
-    head = ProjectionHead(5, 7, hidden=6, bottleneck=4)
-    x = torch.randn(2, 3, 5) * 100
-    out = head(x)
-    code = head.mlp(x).detach().numpy()
-    weights = head.prototypes.detach().numpy()
-    for place in np.ndindex(2, 3):
-        for k in range(7):
-            a, b = code[place], weights[k]
-            expected = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-            assert out[(*place, k)].item() == pytest.approx(expected, abs=1e-5)
-    with torch.no_grad():
-        head.prototypes *= 9  # weight-normalised: length says nothing
-    torch.testing.assert_close(head(x), out)
-    widths = [m.out_features for m in head.mlp if isinstance(m, nn.Linear)]
-    assert widths == [6, 6, 4]
-    assert isinstance(head.mlp[0], nn.LayerNorm)
 
 
 @pytest.mark.parametrize(
@@ -339,8 +297,7 @@ def test_figures_of_every_epoch_are_in_the_trainers_metrics() -> None:
 def test_half_precision_keeps_losses_and_centres_in_float32() -> None:
     tokenizer, step = stub_tokenizer(), stub_step(2)
     full = tokenizer.losses(step, 0.05)
-    for centre in (tokenizer.token_centre, tokenizer.class_centre):
-        centre.value.zero_()
+    forget(tokenizer)
     with torch.autocast("cpu", torch.bfloat16):
         half = tokenizer.losses(step, 0.05)
     for a, b in zip(half, full, strict=True):
