@@ -6,12 +6,12 @@ import json
 import logging
 import os
 import random
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mod_components.data.layouts import CaseRecord, DataError, read_folder
+from mod_components.files import save_json
 
 logger = logging.getLogger(__name__)
 
@@ -106,19 +106,7 @@ def select(
 
 def save_datalist(datalist: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write a datalist as JSON; the file is whole or not there at all."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(datalist, file, indent=4)
-            file.write("\n")
-        # mkstemp's files are for their owner only; a datalist is shared like any other file.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    save_json(datalist, Path(path))
 
 
 def load_datalist(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import ignite.distributed as idist
 
 from mod_components.data.checks import refuse_bad_cases
 from mod_components.data.datalist import load_datalist, make_datalist, save_datalist, select
@@ -85,7 +85,7 @@ def prepare_training(
         len(training),
         len(validation),
     )
-    if not (dist.is_available() and dist.is_initialized() and dist.get_rank() > 0):
+    if idist.get_rank() == 0:
         save_datalist({**content, "dataset_dir": os.path.abspath(root), "fold": fold}, written)
     return PreparedData(_name(dataset_dir), layout, training, validation)
 

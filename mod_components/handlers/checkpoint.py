@@ -11,17 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import monai
 import numpy as np
 import torch
-import torch.distributed as dist
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import nn
 
 import mod_components
 from mod_components.errors import CheckpointError
-from mod_components.handlers.files import save_json, save_tensors
+from mod_components.files import save_json, save_tensors
 from mod_components.networks import plain_module
 from mod_components.settings import flag
 
@@ -134,7 +134,7 @@ class Checkpoint:
             )
 
     def _save(self, engine: SupervisedTrainer) -> None:
-        if dist.is_available() and dist.is_initialized() and dist.get_rank() > 0:
+        if idist.get_rank() > 0:
             return
         self._keep_previous()
         epoch, last = engine.state.epoch, engine.state.epoch == engine.state.max_epochs

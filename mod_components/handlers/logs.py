@@ -20,7 +20,7 @@ from monai.utils import is_scalar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mod_components.handlers.files import write_atomically
+from mod_components.files import write_atomically
 
 logger = logging.getLogger("mod_components.training")
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 
-from mod_components.handlers.files import write_atomically
+from mod_components.files import write_atomically
 from mod_components.metrics import REGIONS, dice, spacing_of
 
 if TYPE_CHECKING:

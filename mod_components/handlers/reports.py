@@ -14,7 +14,7 @@ import torch
 import torch.distributed
 from ignite.engine import Engine, Events
 
-from mod_components.handlers.files import save_json
+from mod_components.files import save_json
 from mod_components.handlers.logs import write_csv
 from mod_components.metrics import REGIONS, dice, hd95, spacing_of
 

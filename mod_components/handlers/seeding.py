@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
+import ignite.distributed as idist
 import numpy as np
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 from torch.utils.data import Dataset
@@ -50,7 +50,7 @@ class Reseed:
 
     def __call__(self, engine: Engine) -> None:
         """Seed for the epoch that starts."""
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        rank = idist.get_rank()
         seed = epoch_seed(self.seed, engine.state.epoch, rank)
         random.seed(seed)
         np.random.seed(seed)

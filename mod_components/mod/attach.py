@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 from ignite.engine import Events
@@ -12,7 +13,7 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import nn
 
-from mod_components.mod.step import MODHandler, flat_parameters, processes
+from mod_components.mod.step import MODHandler, flat_parameters
 
 __all__ = ["Attach", "parameter_groups", "state_objects"]
 
@@ -59,13 +60,13 @@ class Attach:
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self._average_gradients)
 
     def _share(self, _engine: SupervisedTrainer) -> None:
-        if processes() > 1:
+        if idist.get_world_size() > 1:
             for component in self.components.values():
                 for tensor in (*component.parameters(), *component.buffers()):
                     dist.broadcast(tensor.data, src=0)
 
     def _average_gradients(self, _engine: SupervisedTrainer) -> None:
-        if processes() == 1:
+        if idist.get_world_size() == 1:
             return
         parameters = flat_parameters(self.components.values())
         if not parameters:
@@ -73,7 +74,7 @@ class Attach:
         # a parameter without a gradient counts as 0: every rank must send the same length
         flat = torch.cat([_gradient(p).flatten() for p in parameters])
         dist.all_reduce(flat)
-        flat /= processes()
+        flat /= idist.get_world_size()
         sizes = [parameter.numel() for parameter in parameters]
         for parameter, gradient in zip(parameters, flat.split(sizes), strict=True):
             parameter.grad = gradient.view_as(parameter).clone()

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+import ignite.distributed as idist
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.hooks import RemovableHandle
 
-from mod_components.handlers.files import save_tensors
+from mod_components.files import save_tensors
 from mod_components.mod.step import MODHandler
 from mod_components.networks import plain_module
 
@@ -78,5 +78,5 @@ class WeightAverage(MODHandler):
         self.refer(_hook=hook)
 
     def _save(self, _engine: SupervisedTrainer) -> None:
-        if not (dist.is_available() and dist.is_initialized() and dist.get_rank() > 0):
+        if idist.get_rank() == 0:
             save_tensors(self.build().module.state_dict(), self.path)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import ignite.distributed as idist
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mod_components.mod.step import all_reduce_mean, processes
+from mod_components.mod.step import all_reduce_mean
 
 __all__ = ["Health"]
 
@@ -85,7 +86,7 @@ class Health:
 
         Every process must call it: the assignments of all are counted.
         """
-        samples = float(all_reduce_mean(self._count) * processes())
+        samples = float(all_reduce_mean(self._count) * idist.get_world_size())
         return math.log(min(self.prototypes, max(samples, 1.0)))
 
     def collapsed(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import ignite.distributed as idist
 import torch.distributed as dist
 from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
@@ -74,16 +75,11 @@ def linear_ramp(engine: SupervisedTrainer, epochs: float) -> float:
 
 def all_reduce_mean(tensor: Tensor) -> Tensor:
     """Mean of a tensor over all processes (itself when there is one)."""
-    if processes() > 1:
+    if idist.get_world_size() > 1:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
-        tensor /= processes()
+        tensor /= idist.get_world_size()
     return tensor
-
-
-def processes() -> int:
-    """Number of processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def flat_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
@@ -112,8 +108,7 @@ def sample_keys(engine: SupervisedTrainer, batch: int) -> list[int]:
             keys.append(zlib.crc32(case.encode(), before[case]))  # two crops of a case differ
             before[case] += 1
         return keys
-    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-    return [rank * batch + index for index in range(batch)]
+    return [idist.get_rank() * batch + index for index in range(batch)]
 
 
 def as_plain_tensor(image: Tensor) -> Tensor:

@@ -194,8 +194,10 @@ def test_save_and_load(tmp_path: Path) -> None:
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "datalist.json"
     path.write_text("old")
-    with pytest.raises(TypeError):
-        save_datalist({"training": object()}, path)
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match="Circular reference"):
+        save_datalist({"training": endless}, path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["datalist.json"]
 

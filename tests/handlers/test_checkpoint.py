@@ -19,7 +19,7 @@ from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandScaleIntensityd
 from torch import nn
 
-from mod_components.handlers import files
+from mod_components import files
 from mod_components.handlers.checkpoint import (
     Checkpoint,
     CheckpointError,

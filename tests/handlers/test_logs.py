@@ -188,7 +188,7 @@ def test_the_file_is_whole_when_writing_fails(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("mod_components.handlers.files.os.replace", fail)
+    monkeypatch.setattr("mod_components.files.os.replace", fail)
     log = TrainingLog(tmp_path)
     trainer = make_trainer([log, Resume(2)], 3)
     with pytest.raises(OSError, match="disk full"):

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from mod_components.handlers.files import save_json, save_tensors, write_atomically
+from mod_components.files import save_json, save_tensors, write_atomically
 
 
 def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
