@@ -34,6 +34,22 @@ class Commands:
 
         print(make_sample(folder or None, cases=cases))
 
+    def curves(self, *runs: str, output: str = "curves.png") -> None:
+        """Draw the curves of several runs into one picture.
+
+        Args:
+            runs: ``name=folder`` for each run, the folder being its ``output_dir``.
+            output: the PNG to write.
+        """
+        from mod_components.study import plot_curves
+
+        pairs = dict(run.split("=", 1) for run in runs)
+        for name, panels in plot_curves(pairs, output).items():
+            for panel, curve in panels.items():
+                epoch, value = curve[-1]
+                print(f"{name}: {panel}: {curve[0][1]:.4g} at first, {value:.4g} at epoch {epoch}")
+        print(output)
+
 
 def main() -> None:
     """Run the verb that the command line names."""
