@@ -6,7 +6,7 @@ import os
 import sys
 from types import TracebackType
 
-__all__ = ["CheckpointError", "DataError", "UserError", "show_plain_errors"]
+__all__ = ["CheckpointError", "DataError", "SettingsError", "UserError", "show_plain_errors"]
 
 
 class UserError(Exception):
@@ -15,6 +15,10 @@ class UserError(Exception):
 
 class DataError(UserError, ValueError):
     """Data that cannot be used as they are."""
+
+
+class SettingsError(UserError, ValueError):
+    """A setting outside its range."""
 
 
 class CheckpointError(UserError, RuntimeError):

@@ -13,7 +13,8 @@ from monai.handlers.ignite_metric import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric, compute_hausdorff_distance
 from torch import Tensor
 
-REGIONS = ("TC", "WT", "ET")
+from mod_components.data.layouts import REGIONS
+
 """The order of the channels of predictions and labels."""
 
 HD95_MISSED = 373.13

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mod_components.errors import CheckpointError
+from mod_components.errors import CheckpointError, SettingsError
 
-__all__ = ["flag", "trained_settings"]
+__all__ = ["check_training_settings", "flag", "trained_settings"]
 
 
 def flag(value: bool | int | str | None) -> bool:
@@ -21,7 +22,7 @@ def flag(value: bool | int | str | None) -> bool:
         value: a boolean, 0, 1, None, or "true", "false", "yes", "no", "on", "off", "1", "0".
 
     Raises:
-        ValueError: for anything else.
+        SettingsError: for anything else.
     """
     if value is None or isinstance(value, (bool, int)):
         return bool(value)
@@ -30,7 +31,7 @@ def flag(value: bool | int | str | None) -> bool:
         return True
     if word in ("false", "no", "off", "0", "none", ""):
         return False
-    raise ValueError(f"expected true or false, got {value!r}.")
+    raise SettingsError(f"expected true or false, got {value!r}.")
 
 
 def trained_settings(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
@@ -55,3 +56,29 @@ def trained_settings(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} cannot be read ({error}): restore it, or remove it and give the network's "
             "settings on the command line."
         ) from error
+
+
+def check_training_settings(
+    epochs: int, roi_size: Sequence[int], batch_size: int, multiple: int, smallest: int
+) -> None:
+    """Refuse settings that no training can start with.
+
+    Args:
+        epochs: number of epochs.
+        roi_size: (D, H, W) of the training crops in voxels.
+        batch_size: crops a step and process.
+        multiple: what the network needs the sides of a crop to be multiples of.
+        smallest: the shortest side that the network trains on.
+
+    Raises:
+        SettingsError: naming the setting and what it may be.
+    """
+    if epochs < 1:
+        raise SettingsError(f"epochs must be at least 1, got {epochs}.")
+    if batch_size < 1:
+        raise SettingsError(f"batch_size must be at least 1, got {batch_size}.")
+    sides = list(roi_size)
+    if len(sides) != 3 or any(side % multiple or side < smallest for side in sides):
+        raise SettingsError(
+            f"roi_size must be three multiples of {multiple} from {smallest}, got {sides}."
+        )

@@ -200,9 +200,28 @@ def _grids(case: _Case) -> Iterator[Problem]:
         if volume.shape[:3] != first.shape[:3]:
             message = f"shape {volume.shape[:3]}, but {name} has {first.shape[:3]}"
             yield case.error(volume.path, message, "resample the case's files to one grid")
-        elif not np.allclose(volume.affine, first.affine, rtol=0, atol=_AFFINE_TOLERANCE_MM):
+            continue
+        gap = float(np.abs(volume.affine - first.affine).max())
+        message = f"affine differs from that of {name} by up to {gap:.3g} mm"
+        if volume is not case.label and not np.allclose(volume.affine, first.affine):
+            # the tolerance of MONAI's reader, which stacks the channels
+            mend = "register the files, or write them all with the affine of the first"
+            yield case.error(volume.path, message, mend)
+        elif nib.aff2axcodes(volume.affine) != nib.aff2axcodes(first.affine):
+            yield case.error(volume.path, message, "store it in the orientation of the scan")
+        elif gap > _AFFINE_TOLERANCE_MM:
             mend = "see that the files are registered to each other"
-            yield case.warning(volume.path, f"affine differs from that of {name}", mend)
+            yield case.warning(volume.path, message, mend)
+
+
+def _axis_order(case: _Case) -> Iterator[Problem]:
+    """MONAI's writer can't write a label map whose first axis is not left-right, and so on."""
+    if case.readable:
+        codes = "".join(str(code) for code in nib.aff2axcodes(case.readable[0].affine))
+        pairs = zip(codes, ("LR", "PA", "SI"), strict=True)
+        if not all(letter in pair for letter, pair in pairs):
+            message = f"its axes are {codes}, not left-right, front-back, up-down"
+            yield case.error(case.readable[0].path, message, "store the case's files as LPS or RAS")
 
 
 def _label_codes(case: _Case) -> Iterator[Problem]:
@@ -265,5 +284,12 @@ def _brief(error: Exception) -> str:
 Check = Callable[[_Case], Iterator[Problem]]
 
 # A check yields the problems of one case; they run in this order.
-CHECKS: tuple[Check, ...] = (_missing_modality, _unreadable, _dimensions, _grids, _label_codes)
+CHECKS: tuple[Check, ...] = (
+    _missing_modality,
+    _unreadable,
+    _dimensions,
+    _grids,
+    _axis_order,
+    _label_codes,
+)
 FULL_CHECKS: tuple[Check, ...] = (_image_voxels,)

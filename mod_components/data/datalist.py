@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mod_components.data.layouts import CaseRecord, DataError, read_folder
+from mod_components.errors import SettingsError
 from mod_components.files import save_json
 
 logger = logging.getLogger(__name__)
@@ -87,11 +88,11 @@ def select(
         Two lists of ``{"case", "image", "label"}``.
 
     Raises:
-        ValueError: if there is no such fold.
+        SettingsError: if there is no such fold.
     """
     folds = datalist["folds"]
     if not -1 <= fold < folds:
-        raise ValueError(f"fold must be -1 (own split) or 0 to {folds - 1}, got {fold}")
+        raise SettingsError(f"fold must be -1 (own split) or 0 to {folds - 1}, got {fold}.")
     root = Path(os.path.abspath(Path(dataset_dir or datalist["dataset_dir"]).expanduser()))
     entries = datalist["training"]
     if fold == -1 and datalist["validation"]:

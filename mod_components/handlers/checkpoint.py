@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,8 @@ __all__ = ["Checkpoint", "check_fit", "load_weights"]
 logger = logging.getLogger("mod_components.checkpoint")
 
 MODEL, LAST, REPORT, PREVIOUS = "model.pt", "last.pt", "training.json", "previous"
+DATALIST = "datalist.json"
+RUN_FILES = (MODEL, "model_ema.pt", LAST, REPORT, DATALIST)
 
 
 class Checkpoint:
@@ -39,8 +40,11 @@ class Checkpoint:
       the plain network.
     * ``last.pt``: everything to resume: the named objects, the gradient scaler, the epoch.
     * ``training.json``: settings, metrics, versions and command of the run.
+    * ``datalist.json``: which case trains and which is held out.
 
-    What an earlier run left in the folder is kept in ``previous/`` when a new run saves first.
+    Until the first validation ``model.pt`` is the network of the last epoch. What an earlier run
+    left in the folder moves to ``previous/`` when a new run has made its first step, so that files
+    of two runs never stand side by side.
 
     Args:
         ckpt_dir: folder of the files.
@@ -50,6 +54,7 @@ class Checkpoint:
         evaluator: the validation engine; without one the last network is the best.
         resume: continue from ``last.pt`` (true, false or a string saying so).
         settings: what to note of the run in ``training.json``.
+        datalist: the split to write to ``datalist.json``.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Checkpoint:
         evaluator: SupervisedEvaluator | None = None,
         resume: bool | str = False,
         settings: Mapping[str, Any] | None = None,
+        datalist: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(ckpt_dir)
         self.network = network
@@ -67,8 +73,7 @@ class Checkpoint:
         self.evaluator = evaluator
         self.resume = flag(resume)
         self.settings = dict(settings or {})
-        self._kept_previous = self.resume
-        self._saved_model = False
+        self.datalist = dict(datalist or {})
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Resume when training starts; save after each epoch.
@@ -88,6 +93,8 @@ class Checkpoint:
                 "--resume, or give --ckpt_dir the folder of the run to continue."
             )
         engine.add_event_handler(Events.STARTED, self._start)
+        if not self.resume:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self._keep_previous)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def _start(self, engine: SupervisedTrainer) -> None:
@@ -111,9 +118,6 @@ class Checkpoint:
             engine.scaler.load_state_dict(state["scaler"])
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["iteration"]
-        # without a validation so far, a model in the folder is an earlier run's
-        validated = self.evaluator is None or state["best_metric_epoch"] > 0
-        self._saved_model = validated and (self.folder / MODEL).is_file()
         if self.evaluator is not None:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
@@ -136,18 +140,18 @@ class Checkpoint:
     def _save(self, engine: SupervisedTrainer) -> None:
         if idist.get_rank() > 0:
             return
-        self._keep_previous()
-        epoch, last = engine.state.epoch, engine.state.epoch == engine.state.max_epochs
+        epoch = engine.state.epoch
         weights = {
             name: tensor.detach()
             for name, tensor in plain_module(self.network).state_dict().items()
         }
-        best = self.evaluator is None or self.evaluator.state.best_metric_epoch == epoch
-        if best or (last and not self._saved_model):
+        if self.datalist and not (self.folder / DATALIST).is_file():
+            save_json(self.datalist, self.folder / DATALIST)
+        best = -1 if self.evaluator is None else self.evaluator.state.best_metric_epoch
+        if best in (-1, epoch):
             # before last.pt: a run killed between the two redoes the epoch and its best model
-            save_tensors(weights, self.folder / MODEL)
             save_json(self._report(engine), self.folder / REPORT)
-            self._saved_model = True
+            save_tensors(weights, self.folder / MODEL)
         state: dict[str, Any] = {"network": weights}
         state |= {name: item.state_dict() for name, item in self.objects.items()}
         state["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else {}
@@ -181,20 +185,20 @@ class Checkpoint:
             "command": sys.argv,
         }
 
-    def _keep_previous(self) -> None:
-        """Link an earlier run's files into ``previous/`` before this run replaces them."""
-        if self._kept_previous:
+    def _keep_previous(self, _engine: SupervisedTrainer) -> None:
+        """Move an earlier run's files to ``previous/``, in place of those of the run before it."""
+        if idist.get_rank() > 0:
             return
-        self._kept_previous = True
-        for name in (MODEL, LAST, REPORT):
-            old, kept = self.folder / name, self.folder / PREVIOUS / name
-            if old.is_file():
-                kept.parent.mkdir(exist_ok=True)
-                kept.unlink(missing_ok=True)
-                try:
-                    os.link(old, kept)
-                except OSError:  # a file system without hard links
-                    shutil.copy2(old, kept)
+        present = [name for name in RUN_FILES if (self.folder / name).is_file()]
+        if not present:
+            return
+        kept = self.folder / PREVIOUS
+        kept.mkdir(exist_ok=True)
+        for name in RUN_FILES:
+            (kept / name).unlink(missing_ok=True)
+        for name in present:
+            os.replace(self.folder / name, kept / name)
+        logger.info("files of an earlier run are now in %s", kept)
 
 
 def check_fit(network: nn.Module, weights: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.hooks import RemovableHandle
 
+from mod_components.errors import SettingsError
 from mod_components.files import save_tensors
 from mod_components.mod.step import MODHandler
 from mod_components.networks import plain_module
@@ -41,7 +42,7 @@ class WeightAverage(MODHandler):
     ) -> None:
         super().__init__()
         if not 0 <= momentum < 1:
-            raise ValueError(f"ema_momentum must lie between 0 and 1, got {momentum}.")
+            raise SettingsError(f"ema_momentum must lie between 0 and 1, got {momentum}.")
         self.refer(network=network, _hook=None)
         self.path = Path(ckpt_dir) / "model_ema.pt"
         self.momentum = momentum

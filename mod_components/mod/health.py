@@ -66,9 +66,10 @@ class Health:
 
         Returns:
             ``entropy``: mean entropy of an assignment, nats; ``marginal_entropy``: entropy of the
-            mean assignment, nats (ln K at best); ``max_entropy``: ln K; ``divergence``:
-            KL(P‖Q), nats; ``feature_std`` (if features were given): mean standard deviation of the
-            L2-normalised features, 1/√C when isotropic and 0 when collapsed.
+            mean assignment, nats (ln K at best); ``information``: their difference, what an
+            assignment says beyond the average (0: the same of all), nats; ``max_entropy``: ln K;
+            ``divergence``: KL(P‖Q), nats; ``feature_std`` (if features were given): mean standard
+            deviation of the L2-normalised features, 1/√C when isotropic and 0 when collapsed.
         """
         count = all_reduce_mean(self._count).clamp(min=1)
         result = {
@@ -77,6 +78,7 @@ class Health:
             "max_entropy": math.log(self.prototypes),
             "divergence": float(all_reduce_mean(self._divergence) / count),
         }
+        result["information"] = result["marginal_entropy"] - result["entropy"]
         if self._steps:
             result["feature_std"] = float(all_reduce_mean(self._std) / self._steps)
         return result

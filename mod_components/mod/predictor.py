@@ -11,6 +11,7 @@ from monai.engines.utils import IterationEvents
 from monai.networks.utils import pixelshuffle
 from torch import Tensor, nn
 
+from mod_components.errors import SettingsError
 from mod_components.losses import reconstruction_loss
 from mod_components.mod.step import MODHandler, MODStep, linear_ramp
 from mod_components.mod.views import MaskedViews
@@ -36,7 +37,7 @@ class DensePredictor(MODHandler):
         foreground: count only masked voxels inside the brain (air is trivially predicted).
 
     Raises:
-        ValueError: when the feature's stride is no power of 2 where transposed convolutions are
+        SettingsError: when the feature's stride is no power of 2 where transposed convolutions are
             needed.
     """
 
@@ -120,7 +121,7 @@ def _decoder(channels: int, images: int, stride: int) -> nn.Module:
         return nn.Sequential(nn.Conv3d(channels, outputs, 1), _PixelShuffle(stride))
     doublings = round(math.log2(stride))
     if 2**doublings != stride:
-        raise ValueError(
+        raise SettingsError(
             f"tap: a feature with {channels} channels at stride {stride} needs a decoder of "
             "transposed convolutions, and those need a stride that is a power of 2."
         )

@@ -14,6 +14,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mod_components.errors import SettingsError
 from mod_components.mod.step import MODHandler
 from mod_components.mod.views import MaskedViews
 from mod_components.networks import plain_module
@@ -73,7 +74,7 @@ class EMATeacher(MODHandler):
     def __init__(self, views: MaskedViews, momentum: float = 0.996) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
-            raise ValueError(f"teacher momentum must lie between 0 and 1, got {momentum}.")
+            raise SettingsError(f"teacher momentum must lie between 0 and 1, got {momentum}.")
         self.refer(views=views, students={}, _hook=None)
         self.momentum = momentum
         self.steps = 0

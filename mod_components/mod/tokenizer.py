@@ -157,11 +157,11 @@ class OnlineTokenizer(MODHandler):
             engine.state.metrics.update({f"{name}_{key}": v for key, v in figures.items()})
             collapsed, ceiling = health.collapsed(), health.ceiling()  # on every process
             logger.info(
-                "%s teacher: marginal entropy %.2f of %.2f nats, entropy %.2f, KL %.2f",
+                "%s teacher: marginal entropy %.2f of %.2f nats, information %.2f, KL %.2f",
                 name,
                 figures["marginal_entropy"],
                 figures["max_entropy"],
-                figures["entropy"],
+                figures["information"],
                 figures["divergence"],
             )
             warm = engine.state.epoch > self.warmup_epochs

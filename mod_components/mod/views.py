@@ -12,6 +12,7 @@ from monai.engines.utils import IterationEvents
 from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor, nn
 
+from mod_components.errors import SettingsError
 from mod_components.mod.masking import cells_to_voxels, draw_masks, voxels_to_tokens
 from mod_components.mod.step import MODHandler, MODStep, as_plain_tensor, sample_keys
 from mod_components.networks import Tap
@@ -91,7 +92,7 @@ class MaskedViews(MODHandler):
         encoder_modules: names of the network's modules that the feature depends on.
 
     Raises:
-        ValueError: for settings outside their range, or a tap that the network does not have.
+        SettingsError: for settings outside their range, or a tap that the network does not have.
     """
 
     network: nn.Module
@@ -114,13 +115,15 @@ class MaskedViews(MODHandler):
     ) -> None:
         super().__init__()
         if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}.")
+            raise SettingsError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}.")
         if mask_cell < 1 or mask_cell > min(roi_size):
-            raise ValueError(f"mask_cell must lie between 1 and {min(roi_size)}, got {mask_cell}.")
+            raise SettingsError(
+                f"mask_cell must lie between 1 and {min(roi_size)}, got {mask_cell}."
+            )
         if mask not in ("blockwise", "random"):
-            raise ValueError(f"mask must be 'blockwise' or 'random', got {mask!r}.")
+            raise SettingsError(f"mask must be 'blockwise' or 'random', got {mask!r}.")
         if fill not in ("learnable", "zero"):
-            raise ValueError(f"fill must be 'learnable' or 'zero', got {fill!r}.")
+            raise SettingsError(f"fill must be 'learnable' or 'zero', got {fill!r}.")
         self.refer(network=network, tap=Tap(tap, layer_norm))
         self.mask_ratio, self.mask_cell, self.mask = mask_ratio, mask_cell, mask
         self.seed = seed
@@ -178,7 +181,7 @@ def _stride(roi_size: Sequence[int], grid: Sequence[int]) -> int:
     strides = {size // cells for size, cells in zip(roi_size, grid, strict=True)}
     fits = all(size % cells == 0 for size, cells in zip(roi_size, grid, strict=True))
     if len(strides) != 1 or not fits:
-        raise ValueError(
+        raise SettingsError(
             f"roi_size {tuple(roi_size)} gives a feature of {tuple(grid)} tokens: choose crops "
             "whose sides are whole multiples of the tap's stride."
         )

@@ -1,4 +1,4 @@
-"""Networks that MONAI lacks, and the tap that reads a feature from any network."""
+"""The tap, which reads a feature from any network."""
 
 from __future__ import annotations
 

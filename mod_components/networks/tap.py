@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mod_components.errors import SettingsError
+
 __all__ = ["Tap", "plain_module"]
 
 
@@ -71,18 +73,18 @@ class Tap:
             network: the network, wrapped or not.
 
         Raises:
-            ValueError: when the network has no such module, or one that is never called itself.
+            SettingsError: when the network has no such module, or one that is never called itself.
         """
         network = plain_module(network)
         try:
             module = network.get_submodule(self.name)
         except AttributeError:
-            raise ValueError(
+            raise SettingsError(
                 f"tap: {type(network).__name__} has no module {self.name!r}; give the dotted name "
                 f"of one of its modules, e.g. {_some_names(network)}."
             ) from None
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-            raise ValueError(
+            raise SettingsError(
                 f"tap: {self.name!r} is a {type(module).__name__}, which holds modules but is "
                 f"never called; name one inside it, e.g. '{self.name}.0'."
             )
@@ -99,7 +101,7 @@ class Tap:
             The feature map (B, C, d, h, w).
 
         Raises:
-            ValueError: as :meth:`module`; or when the module's output is no feature map.
+            SettingsError: as :meth:`module`; or when the module's output is no feature map.
             RuntimeError: when the forward pass ends without calling the module.
         """
         network = plain_module(network)
@@ -169,7 +171,7 @@ def as_feature_map(output: Any, image_size: Sequence[int]) -> Tensor:
         image_size: (D, H, W) of the image in voxels.
 
     Raises:
-        ValueError: for any other output.
+        SettingsError: for any other output.
     """
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
@@ -184,7 +186,7 @@ def as_feature_map(output: Any, image_size: Sequence[int]) -> Tensor:
             # (B, N, C) -> (B, C, d, h, w)
             return output.transpose(1, 2).reshape(output.shape[0], output.shape[2], *grid)
     got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    raise ValueError(
+    raise SettingsError(
         f"tap: expected an output (B, C, d, h, w) or tokens (B, N, C) that tile an image of "
         f"{tuple(image_size)} voxels, got {got}; tap another module."
     )

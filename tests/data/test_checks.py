@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.data import NibabelReader
 
 from mod_components.data import DataError, Problem, check_cases, find_layout, refuse_bad_cases, scan
 from tests.data.folders import (
@@ -112,16 +113,41 @@ def test_missing_modality(tmp_path: Path) -> None:
     )
 
 
-def test_affines_that_differ_are_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_affines_that_the_reader_cannot_stack_are_an_error(tmp_path: Path) -> None:
     folder = write_case(tmp_path / "Odd", "Odd")
-    write_volume(folder / "Odd_t2.nii.gz", np.zeros(SHAPE, np.int16), np.diag([1, 1, 2.0, 1]))
+    shifted = np.eye(4)
+    shifted[0, 3] = 1e-4
+    write_volume(folder / "Odd_t2.nii.gz", np.zeros(SHAPE, np.int16), shifted)
     write_volume(folder / "Odd_t1.nii.gz", np.zeros(SHAPE, np.int16), np.eye(4) * (1 + 1e-6))
+    with pytest.raises(DataError, match=r"Odd_t2.nii.gz: affine differs .* by up to 0.0001 mm"):
+        refuse_bad_cases(scan(tmp_path), find_layout(tmp_path))
+    reader = NibabelReader()  # what the rule stands for
+    with pytest.raises(RuntimeError, match="affine matrix of all images should be the same"):
+        reader.get_data(reader.read([folder / f"Odd_{name}.nii.gz" for name in ("t1ce", "t2")]))
+
+
+def test_label_beside_its_scan(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_case(tmp_path / "Odd", "Odd")
+    shifted = np.eye(4)
+    shifted[0, 3] = 0.5
+    write_volume(folder / "Odd_seg.nii.gz", label_map(), shifted)
     with caplog.at_level(logging.WARNING):
         (problem,) = refuse_bad_cases(scan(tmp_path), find_layout(tmp_path))
-    assert (problem.severity, problem.file) == ("warning", str(folder / "Odd_t2.nii.gz"))
-    assert "affine differs from that of Odd_t1ce.nii.gz" in caplog.text
+    assert (problem.severity, problem.file) == ("warning", str(folder / "Odd_seg.nii.gz"))
+    assert "by up to 0.5 mm" in caplog.text
+    write_volume(folder / "Odd_seg.nii.gz", label_map(), np.diag([-1.0, 1, 1, 1]))
+    with pytest.raises(DataError, match="store it in the orientation of the scan"):
+        refuse_bad_cases(scan(tmp_path), find_layout(tmp_path))
+
+
+def test_axes_that_cannot_be_written_back(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "Odd", "Odd")
+    sagittal = np.eye(4)[[2, 0, 1, 3]]
+    for name in ("t1ce", "t1", "t2", "flair"):
+        write_volume(folder / f"Odd_{name}.nii.gz", np.zeros(SHAPE, np.int16), sagittal)
+    write_volume(folder / "Odd_seg.nii.gz", label_map(), sagittal)
+    with pytest.raises(DataError, match="its axes are ASR, not left-right, front-back, up-down"):
+        refuse_bad_cases(scan(tmp_path), find_layout(tmp_path))
 
 
 def test_old_code_under_new_names(tmp_path: Path) -> None:

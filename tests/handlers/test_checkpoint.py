@@ -351,11 +351,29 @@ def test_previous_keeps_the_earlier_runs_files(tmp_path: Path) -> None:
     assert (tmp_path / "previous" / "last.pt").read_bytes() == old["last.pt"]
 
 
-def test_a_run_that_saves_nothing_moves_nothing(tmp_path: Path) -> None:
+class KillBeforeStep(KillAt):
+    """Ends the run before a step."""
+
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED(once=self.iteration), self)
+
+
+def test_a_run_that_makes_no_step_moves_nothing(tmp_path: Path) -> None:
     Run(tmp_path, epochs=1).run()
     with pytest.raises(KilledError):
-        Run(tmp_path, handlers=[KillAt(1)]).run()
+        Run(tmp_path, handlers=[KillBeforeStep(1)]).run()
     assert not (tmp_path / "previous").exists()
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_files_of_two_runs_never_stand_together(tmp_path: Path) -> None:
+    """After its first step a run's folder holds nothing of the run before, until it saves."""
+    Run(tmp_path, epochs=1).run()
+    with pytest.raises(KilledError):
+        Run(tmp_path, handlers=[KillAt(2)]).run()
+    assert [path.name for path in tmp_path.iterdir()] == ["previous"]
+    kept = {path.name for path in (tmp_path / "previous").iterdir()}
+    assert {"model.pt", "last.pt", "training.json"} <= kept
 
 
 def test_a_failure_while_saving_leaves_a_run_that_can_be_resumed(

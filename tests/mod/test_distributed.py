@@ -68,7 +68,7 @@ def train(rank: int, processes: int) -> dict[str, Any]:
     return {
         "gradients": record.gradients,
         "losses": record.losses,
-        "centres": {n: b for n, b in tokenizer.named_buffers() if "centre" in n},
+        "centres": dict(tokenizer.named_buffers()),
         "teacher": dict(mod["teacher"].named_parameters()),
         "weights": {f"{k}.{n}": p.detach() for k, m in record.modules.items()
                     for n, p in m.named_parameters()},
