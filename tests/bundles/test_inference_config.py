@@ -1,0 +1,115 @@
+"""``inference.json`` finds cases, channel order and label codes by itself, as training does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from monai.bundle import ConfigWorkflow
+
+from mod_components.data import find_cases, find_layout
+from tests.bundles.conftest import REPOSITORY, run_bundle
+from tests.data.folders import NEW, TASK01, write_case, write_volume
+
+CONFIG = REPOSITORY / "bundles" / "swinunetr_mod" / "configs" / "inference.json"
+
+
+def parsed(folder: Path, *ids: str, **settings: Any) -> list[Any]:
+    workflow = ConfigWorkflow(
+        str(CONFIG), logging_file=False, workflow_type=None, dataset_dir=str(folder), **settings
+    )
+    return [workflow.parser.get_parsed_content(name) for name in ids]
+
+
+def refused(folder: Path, **settings: Any) -> str:
+    with pytest.raises(RuntimeError) as caught:
+        parsed(folder, "checks", **settings)
+    return str(caught.value.__cause__)
+
+
+def write_task(folder: Path, modality: dict[str, str], labels: dict[str, str]) -> Path:
+    for case in ("BRATS_001", "BRATS_002"):
+        write_volume(folder / "imagesTr" / f"{case}.nii.gz", np.zeros((6, 5, 4, 4), np.int16))
+    write_volume(folder / "imagesTr" / "._BRATS_001.nii.gz", np.zeros((2, 2, 2), np.int16))
+    content = {"modality": modality, "labels": labels}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_brats_folders(tmp_path: Path) -> None:
+    write_case(tmp_path / "old" / "HGG" / "A_1", "A_1")
+    write_case(tmp_path / "old" / "LGG" / "B_2", "B_2", codes=None, extension=".nii")
+    write_case(tmp_path / "new" / "C-3", "C-3", suffixes=NEW, separator="-", codes=(1, 2, 3))
+    for name, codes in (("old", [1, 2, 4]), ("new", [1, 2, 3])):
+        datalist, label_codes, order = parsed(
+            tmp_path / name, "datalist", "label_codes", "channel_order"
+        )
+        found = [{"case": c["case"], "image": c["image"]} for c in find_cases(tmp_path / name)]
+        assert datalist == found
+        assert (label_codes, order) == (codes, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("modality", "labels"),
+    [
+        (TASK01["modality"], TASK01["labels"]),
+        (
+            {"0": "T1w", "1": "T2w", "2": "T1gd", "3": "FLAIR"},
+            {"0": "background", "3": "edema", "1": "non-enhancing tumor", "2": "enhancing tumour"},
+        ),
+    ],
+)
+def test_decathlon_folder(modality: dict[str, str], labels: dict[str, str], tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "Task01", modality, labels)
+    datalist, codes, order = parsed(folder, "datalist", "label_codes", "channel_order")
+    layout = find_layout(folder)
+    assert [c["case"] for c in datalist] == ["BRATS_001", "BRATS_002"]
+    assert codes == layout.label_codes
+    assert order == list(layout.channel_order)
+
+
+def test_what_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
+    write_case(tmp_path / "mixed" / "A", "A")
+    write_case(tmp_path / "mixed" / "B", "B", suffixes=NEW, separator="-")
+    assert "whose label codes differ" in refused(tmp_path / "mixed")
+    write_case(tmp_path / "twice" / "1" / "A", "A")
+    write_case(tmp_path / "twice" / "2" / "A", "A")
+    assert "holds a case twice" in refused(tmp_path / "twice")
+    write_case(tmp_path / "own" / "A", "A")
+    message = refused(tmp_path / "own", output_dir=str(tmp_path / "own" / "A"))
+    assert "A_seg.nii.gz would be replaced" in message
+    write_case(tmp_path / "shapes" / "A", "A")
+    write_volume(tmp_path / "shapes" / "A" / "A_t2.nii.gz", np.zeros((3, 5, 4), np.int16))
+    assert "Case A: its files differ in shape or affine" in refused(tmp_path / "shapes")
+    shutil.rmtree(tmp_path / "twice" / "1" / "A")
+    assert "model.pt does not exist" in refused(
+        tmp_path / "twice", output_dir=str(tmp_path), ckpt_dir=str(tmp_path)
+    )
+
+
+def test_a_case_whose_id_is_a_number(tmp_path: Path) -> None:
+    for case in ("000", "001"):
+        write_case(tmp_path / "data" / case, case)
+    (datalist,) = parsed(tmp_path / "data", "datalist", case="001")
+    assert [c["case"] for c in datalist] == ["001"]
+    (datalist,) = parsed(tmp_path / "data", "datalist", case=0)
+    assert datalist == []  # refused by the checks, not taken for all cases
+
+
+def test_settings_lie_beside_the_checkpoint(tmp_path: Path) -> None:
+    write_case(tmp_path / "data" / "A", "A")
+    (tmp_path / "training.json").write_text(json.dumps({"settings": {"feature_size": 24}}))
+    (size,) = parsed(tmp_path / "data", "feature_size", checkpoint=str(tmp_path / "model.pt"))
+    assert size == 24
+
+
+def test_command_line_ends_with_the_error_alone(tmp_path: Path) -> None:
+    done = run_bundle(CONFIG, "--dataset_dir", "/data/none", cwd=tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: Data folder /data/none does not exist")
+    assert "Traceback" not in done.stderr
