@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 import sys
@@ -20,7 +18,7 @@ from monai.utils import is_scalar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from mod_components.files import write_atomically
+from mod_components.handlers.tables import EpochTable
 
 logger = logging.getLogger("mod_components.training")
 
@@ -28,22 +26,6 @@ Number = int | float
 
 _POSTFIX_SECONDS = 0.5
 _SECONDS_IN_A_FILE = 30.0
-
-
-def write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    """Write rows under a header, atomically.
-
-    Args:
-        path: file to write or replace; its folder is made.
-        columns: all columns, in order; a value that a row does not have is left empty.
-        rows: values by column; floats are written with 6 significant digits.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def loss_terms(output: Any) -> dict[str, float]:
@@ -83,36 +65,6 @@ def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 def _on_first_process(engine: Engine, event: int) -> bool:
     """Event filter; asked at each event, as handlers may be attached before the processes meet."""
     return idist.get_rank() == 0
-
-
-class _CsvTable:
-    """A CSV file with one row an epoch, always whole on disk."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.columns: list[str] = []
-        self.rows: list[dict[str, Any]] = []
-
-    def take_over(self, before_epoch: int) -> None:
-        """Keep an earlier run's rows of epochs below ``before_epoch``; the rest goes."""
-        self.columns, self.rows = [], []
-        if not self.path.is_file():
-            return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                # A line that someone has damaged by hand must not stop a training.
-                epoch = row.get("epoch") or ""
-                if epoch.isdecimal() and int(epoch) < before_epoch:
-                    self.rows.append({k: v for k, v in row.items() if k and v is not None})
-            if self.rows:
-                self.columns = list(reader.fieldnames or [])
-
-    def append(self, row: dict[str, Number]) -> None:
-        """Add a row and write the file anew; columns not met before come last."""
-        self.columns += [name for name in row if name not in self.columns]
-        self.rows.append(row)
-        write_csv(self.path, self.columns, self.rows)
 
 
 class _Means:
@@ -180,7 +132,7 @@ class TrainingLog:
 
     def __init__(self, output_dir: str | os.PathLike[str]) -> None:
         self.output_dir = Path(output_dir)
-        self._table = _CsvTable(self.output_dir / "train.csv")
+        self._table = EpochTable(self.output_dir / "train.csv")
         self._means = _Means()
         self._bar: tqdm | None = None
         self._console = ExitStack()
@@ -303,7 +255,7 @@ class ValidationLog:
     """
 
     def __init__(self, output_dir: str | os.PathLike[str]) -> None:
-        self._table = _CsvTable(Path(output_dir) / "validation.csv")
+        self._table = EpochTable(Path(output_dir) / "validation.csv")
         self._last_epoch: int | None = None
 
     def attach(self, engine: Engine) -> None:

@@ -15,7 +15,7 @@ import torch.distributed
 from ignite.engine import Engine, Events
 
 from mod_components.files import save_json
-from mod_components.handlers.logs import write_csv
+from mod_components.handlers.tables import write_csv
 from mod_components.metrics import REGIONS, dice, hd95, spacing_of
 
 logger = logging.getLogger("mod_components.evaluation")
