@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import sys
 
-__all__ = ["keep_freed_memory"]
+import torch
+
+__all__ = ["keep_freed_memory", "prepare_cpu"]
 
 # options of glibc's mallopt(3)
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -28,3 +30,21 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def prepare_cpu(device: torch.device | str) -> None:
+    """Make a training on the CPU repeatable bit for bit, and quick. Does nothing for a GPU.
+
+    Threads that add into one place (the gradient of Swin's position biases) do so in whatever
+    order they come, unless torch is told to compute deterministically. On a GPU that would forbid
+    operations that the networks need.
+
+    Args:
+        device: the device of the training.
+    """
+    if torch.device(device).type != "cpu":
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # else every new tensor is filled with nan first
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    keep_freed_memory()
