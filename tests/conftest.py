@@ -28,3 +28,4 @@ def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_rng_state(state)
+    torch.use_deterministic_algorithms(False)  # what a bundle run in this process has set

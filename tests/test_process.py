@@ -14,7 +14,6 @@ from mod_components.process import keep_freed_memory, prepare_cpu
 def _restored() -> Iterator[None]:
     fill = torch.utils.deterministic.fill_uninitialized_memory
     yield
-    torch.use_deterministic_algorithms(False)
     torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
