@@ -49,7 +49,7 @@ class PreparedData:
 def prepare_training(
     dataset_dir: str = "",
     *,
-    fold: int = -1,
+    fold: int | None = -1,
     seed: int = 42,
     datalist: str = "",
     ckpt_dir: str = "models",
@@ -63,6 +63,7 @@ def prepare_training(
     Args:
         dataset_dir: folder with cases; empty for the embedded sample.
         fold: see :func:`~mod_components.data.datalist.select`; of a resumed run, -1 is its own.
+            None is -1.
         seed: seed of the split.
         datalist: path of a datalist to use again; empty to make one.
         ckpt_dir: folder of the run's checkpoints.
@@ -74,6 +75,7 @@ def prepare_training(
             the run to resume.
     """
     legacy = flag(legacy_et)
+    fold = -1 if fold is None else fold
     written = Path(ckpt_dir) / DATALIST
     resumed = flag(resume) and written.is_file()
     source = datalist or (str(written) if resumed else "")

@@ -69,6 +69,21 @@ def test_check_properties(trained: Path, small_sample: Path, config: str, kind: 
     assert workflow.check_properties() == []
 
 
+def test_evaluate_is_an_overlay_too(trained: Path, small_sample: Path) -> None:
+    """The Model Zoo lays ``evaluate.json`` over ``train.json``: it works both ways."""
+    workflow = ConfigWorkflow(
+        [str(trained / "configs" / name) for name in ("train.json", "evaluate.json")],
+        logging_file=False,
+        workflow_type="train",
+        dataset_dir=str(small_sample),
+        ckpt_dir=str(trained / "models"),
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    data = workflow.parser.get_parsed_content("evaluation_data")
+    assert [case["case"] for case in data.validation] == ["Sample_004"]
+
+
 def test_evaluate_and_infer_agree(trained: Path, small_sample: Path, tmp_path: Path) -> None:
     configs = trained / "configs"
     done = run_bundle(
