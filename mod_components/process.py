@@ -17,7 +17,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep freed memory instead of handing it back to the system at once.
 
     A training step on the CPU frees and asks for gigabytes in large pieces. By default each piece
-    is mapped anew and its pages are zeroed by the kernel again, which took half of the time of a
+    is mapped anew and its pages are zeroed by the kernel again, which takes much of the time of a
     Swin UNETR step at 64³ on two cores. Nothing that is computed changes. Peak memory rises, as
     free pieces of unlike sizes stay around.
 
