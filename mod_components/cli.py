@@ -12,15 +12,16 @@ __all__ = ["main"]
 class Commands:
     """Tools around the bundles; training and inference run by ``python -m monai.bundle run``."""
 
-    def render(self, folder: str = "bundles") -> None:
+    def render(self, folder: str = "bundles", table: str = "") -> None:
         """Render all bundles from the template and the table of backbones.
 
         Args:
             folder: where the bundles lie; run it from the repository's root.
+            table: a JSON file with rows for backbones of your own, rendered instead.
         """
-        from mod_components.release import render
+        from mod_components.release import backbones, render
 
-        changed = render(Path(folder))
+        changed = render(Path(folder), table=backbones(table or None))
         print("\n".join(str(path) for path in changed) or f"{folder} is up to date.")
 
     def sample(self, folder: str = "", cases: int = 16) -> None:

@@ -1,7 +1,17 @@
-"""The tap, which reads a feature from any network."""
+"""The tap, which reads a feature from any network, and the networks that MONAI lacks."""
 
 from __future__ import annotations
 
 from mod_components.networks.tap import Tap, plain_module
+from mod_components.networks.unetr import ShallowUNETR
+from mod_components.networks.unused import freeze_unused, unused_parameters
+from mod_components.networks.vit import ViTSegmenter
 
-__all__ = ["Tap", "plain_module"]
+__all__ = [
+    "ShallowUNETR",
+    "Tap",
+    "ViTSegmenter",
+    "freeze_unused",
+    "plain_module",
+    "unused_parameters",
+]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from mod_components.errors import SettingsError
 
 __all__ = ["backbones", "render", "render_bundle"]
 
@@ -21,26 +24,49 @@ CONFIGS = ("train", "baseline", "multi_gpu_train", "evaluate", "inference", "met
 TEXTS = ("configs/logging.conf", "docs/README.md", "docs/data_license.txt")
 
 
-def backbones() -> dict[str, dict[str, Any]]:
-    """The table of backbones: what differs between the bundles, by short name."""
-    return json.loads(_source("backbones.json"))
+ROW = (
+    *("title", "network_def", "network_settings", "references", "parameters", "test_settings"),
+    *("tap", "tap_layer_norm", "tap_text", "mask_cell", "roi_size", "sample_roi_size"),
+    *("sample_epochs", "spatial_shape", "size_multiple", "smallest_size"),
+)
 
 
-def render_bundle(name: str) -> dict[str, str]:
+def backbones(path: str | Path | None = None) -> dict[str, dict[str, Any]]:
+    """The table of backbones: what differs between the bundles, by short name.
+
+    Args:
+        path: a JSON file with rows of your own; the package's table by default.
+
+    Raises:
+        SettingsError: when the file cannot be read, or a row lacks something.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8") if path else _source("backbones.json")
+        table = {str(name): dict(row) for name, row in json.loads(text).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SettingsError(f"{path} is no table of backbones: {error}") from error
+    for name, row in table.items():
+        if missing := [key for key in ROW if key not in row]:
+            raise SettingsError(f"{path}: the row {name!r} lacks {', '.join(missing)}.")
+    return table
+
+
+def render_bundle(name: str, table: Mapping[str, dict[str, Any]] | None = None) -> dict[str, str]:
     """Render one bundle.
 
     Args:
         name: short name of a backbone, such as ``"swinunetr"``.
+        table: rows by short name; the package's own by default.
 
     Returns:
         File contents by path inside the bundle.
 
     Raises:
-        ValueError: when the table has no such backbone, or a template a placeholder it lacks.
+        SettingsError: when the table has no such backbone.
     """
-    table = backbones()
+    table = backbones() if table is None else table
     if name not in table:
-        raise ValueError(f"no backbone {name!r} in the table; it has {', '.join(table)}.")
+        raise SettingsError(f"no backbone {name!r} in the table; it has {', '.join(table)}.")
     values = _values(name, table[name])
     files = {"LICENSE": _source("templates/LICENSE")}
     for config in CONFIGS:
@@ -52,19 +78,28 @@ def render_bundle(name: str) -> dict[str, str]:
     return files
 
 
-def render(folder: str | Path, names: list[str] | None = None) -> list[Path]:
+def render(
+    folder: str | Path,
+    names: Sequence[str] | None = None,
+    table: Mapping[str, dict[str, Any]] | None = None,
+) -> list[Path]:
     """Write bundles below a folder, replacing the rendered files alone.
 
     Args:
         folder: the repository's ``bundles`` folder.
-        names: short names of backbones; all by default.
+        names: short names of backbones; all of the table by default.
+        table: rows by short name; the package's own by default.
 
     Returns:
         The files that changed.
+
+    Raises:
+        SettingsError: as :func:`render_bundle`.
     """
+    table = backbones() if table is None else table
     changed = []
-    for name in names or list(backbones()):
-        for path, content in render_bundle(name).items():
+    for name in names or list(table):
+        for path, content in render_bundle(name, table).items():
             target = Path(folder) / f"{name}_mod" / path
             if not target.is_file() or target.read_text(encoding="utf-8") != content:
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +120,22 @@ def _values(name: str, row: dict[str, Any]) -> dict[str, Any]:
             key: f"$@trained.get('{key}', {value!r})" for key, value in settings.items()
         },
         "network_references": {key: f"@{key}" for key in settings},
+        **_texts(row),
+    }
+
+
+def _texts(row: dict[str, Any]) -> dict[str, str]:
+    """Words of the model card that follow from a row."""
+    target = row["network_def"]["_target_"]
+    monai = "." not in target or target.startswith("monai.")  # MONAI finds its own by bare names
+    bare = target.rpartition(".")[2]
+    own = f"`{target}`, which `mod_components` must be installed for"
+    crop, sample_crop = (" x ".join(map(str, row[key])) for key in ("roi_size", "sample_roi_size"))
+    on_sample = "on the sample too" if crop == sample_crop else f"{sample_crop} on the sample"
+    return {
+        "network_text": f"MONAI's own `monai.networks.nets.{bare}`" if monai else own,
+        "crop_text": f"{crop} voxels ({on_sample})",
+        "export_shape": str([1, row["network_def"]["in_channels"], *row["sample_roi_size"]]),
     }
 
 
@@ -118,7 +169,7 @@ def _as_text(value: Any) -> str:
 
 def _value(key: str, values: dict[str, Any]) -> Any:
     if key not in values:
-        raise ValueError(f"a template names <{key}>, which the table of backbones lacks.")
+        raise ValueError(f"a template names <{key}>, which neither the table nor the renderer has.")
     return values[key]
 
 

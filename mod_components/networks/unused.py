@@ -1,0 +1,75 @@
+"""Parameters that no forward pass uses."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+__all__ = ["freeze_unused", "unused_parameters"]
+
+logger = logging.getLogger("mod_components.networks")
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def unused_parameters(network: nn.Module, size: Sequence[int], channels: int = 4) -> list[str]:
+    """Find the parameters that the output does not depend on.
+
+    A copy on the meta device runs forward, which computes nothing and takes no memory, and leaves
+    the graph of gradients to look through.
+
+    Args:
+        network: the network, not wrapped.
+        size: (D, H, W) of an image that it takes, in voxels.
+        channels: image channels.
+
+    Returns:
+        Names of parameters.
+    """
+    probe = copy.deepcopy(network).to("meta").requires_grad_(True)
+    output = probe(torch.zeros(1, channels, *size, device="meta"))
+    used = {id(parameter) for parameter in _leaves(output)}
+    return [name for name, parameter in probe.named_parameters() if id(parameter) not in used]
+
+
+def freeze_unused(network: Network, size: Sequence[int], channels: int = 4) -> Network:
+    """Take the parameters that no forward pass uses out of the training.
+
+    MONAI's ViT and UNETR hold a layer norm of a cross attention that they do not have.
+    ``DistributedDataParallel`` would wait for its gradients and stop the training.
+
+    Args:
+        network: the network, not wrapped; changed in place.
+        size: (D, H, W) of an image that it takes, in voxels.
+        channels: image channels.
+
+    Returns:
+        The network. Its weights and the names in its ``state_dict`` stay as they are.
+    """
+    try:
+        names = unused_parameters(network, size, channels)
+    except (NotImplementedError, RuntimeError) as error:  # an operation that has no meta kernel
+        logger.info("unused parameters of %s not looked for: %s", type(network).__name__, error)
+        return network
+    parameters = dict(network.named_parameters())
+    for name in names:
+        parameters[name].requires_grad_(False)
+    return network
+
+
+def _leaves(output: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors at the ends of the graph of gradients of an output."""
+    waiting, seen = [output.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            yield leaf
+        waiting += [following for following, _ in node.next_functions]

@@ -1,0 +1,57 @@
+"""Parameters without a gradient are found without computing anything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks.nets import UNETR, SwinUNETR
+from torch import nn
+
+from mod_components.networks import freeze_unused, unused_parameters
+
+
+def small_unetr() -> UNETR:
+    return UNETR(4, 3, (32, 32, 32), feature_size=4, hidden_size=24, mlp_dim=24, num_heads=2)
+
+
+def test_unetr_has_24_and_they_are_those_without_a_gradient() -> None:
+    network = small_unetr()
+    names = unused_parameters(network, (32, 32, 32))
+    network(torch.randn(1, 4, 32, 32, 32)).sum().backward()
+    assert names == [name for name, p in network.named_parameters() if p.grad is None]
+    assert len(names) == 24
+    assert all("norm_cross_attn" in name for name in names)
+
+
+def test_swin_unetr_has_none() -> None:
+    network = SwinUNETR(in_channels=4, out_channels=3, feature_size=12)
+    assert unused_parameters(network, (64, 64, 64)) == []
+
+
+def test_freezing_changes_no_weight_and_leaves_the_rest_trainable() -> None:
+    network = small_unetr()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert freeze_unused(network, (32, 32, 32)) is network
+    frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
+    assert frozen == unused_parameters(network, (32, 32, 32))
+    after = network.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_network_that_cannot_be_looked_through_is_left_alone() -> None:
+    class Peculiar(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * float(x.mean())  # the meta device has no values
+
+    network = freeze_unused(Peculiar(), (8, 8, 8))
+    assert network.unused.requires_grad
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_channels(channels: int) -> None:
+    assert unused_parameters(nn.Conv3d(channels, 2, 3), (8, 8, 8), channels=channels) == []
