@@ -25,7 +25,12 @@ NEEDS = {
     "predictor": ("views",),
     "average": (),
 }
-UNDECAYED = ("fill", "position", "relative_position_bias_table")
+# by the last part of their names: mask fill, position embeddings, class tokens, what Mamba and
+# UNETR++ keep out of the decay; biases and norms are told by their one axis
+UNDECAYED = (
+    *("fill", "position", "relative_position_bias_table", "cls_token"),
+    *("A_log", "temperature", "temperature2"),
+)
 
 
 class Attach:
@@ -85,7 +90,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters of network and components by weight decay.
 
-    Biases, norm layers, the mask fill and position embeddings are not decayed (method, section 7).
+    Biases, norm layers, the mask fill, position embeddings and the state matrices of Mamba are not
+    decayed (method, section 7).
 
     Args:
         network: the network in training.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from mod_components.networks.segmamba import SegMamba
 from mod_components.networks.tap import Tap, plain_module
 from mod_components.networks.unetr import ShallowUNETR
+from mod_components.networks.unetr_pp import UNETRPP
 from mod_components.networks.unused import freeze_unused, unused_parameters
 from mod_components.networks.vit import ViTSegmenter
 
 __all__ = [
+    "UNETRPP",
+    "SegMamba",
     "ShallowUNETR",
     "Tap",
     "ViTSegmenter",

@@ -8,15 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mod_components.data import make_sample
-from mod_components.release import backbones
+from tests.backbones import BACKBONES, small_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BACKBONES = tuple(backbones())
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -25,11 +23,6 @@ def small(name: str) -> list[str]:
     """Options that make a bundle's network small, for tests alone."""
     settings = small_settings(name)
     return [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-
-
-def small_settings(name: str) -> dict[str, Any]:
-    """The same as keyword arguments of a ``ConfigWorkflow``."""
-    return dict(backbones()[name]["test_settings"])
 
 
 @pytest.fixture(scope="session")
@@ -79,15 +72,22 @@ def run_bundle(
     return run_python(*run, cwd=cwd, **settings)  # type: ignore[arg-type]
 
 
+def short_training(backbone: str, data: Path, epochs: int) -> list[str]:
+    """Options of a training that takes seconds."""
+    return [
+        *("--dataset_dir", str(data), "--epochs", str(epochs), "--val_interval", "1"),
+        *("--roi_size", "[64,64,64]", "--batch_size", "1", "--num_workers", "0"),
+        *("--cache_rate", "1.0", "--overlap", "0.1"),
+        *small(backbone),
+    ]
+
+
 @pytest.fixture(scope="session")
 def trained(backbone: str, bundle: Path, small_sample: Path) -> Path:
     """The bundle after a short training of a small network with all of MOD."""
     done = run_bundle(
         bundle / "configs" / "train.json",
-        *("--dataset_dir", str(small_sample), "--epochs", "2", "--val_interval", "1"),
-        *("--roi_size", "[64,64,64]", "--batch_size", "1", "--num_workers", "0"),
-        *("--cache_rate", "1.0", "--overlap", "0.1"),
-        *small(backbone),
+        *short_training(backbone, small_sample, epochs=2),
         cwd=bundle.parent,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -13,7 +13,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from mod_components.errors import UserError
-from tests.bundles.conftest import REPOSITORY, run_bundle, small_settings
+from tests.backbones import small_settings
+from tests.bundles.conftest import REPOSITORY, run_bundle
 
 CONFIGS = REPOSITORY / "bundles" / "swinunetr_mod" / "configs"
 

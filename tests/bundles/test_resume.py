@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bundles.conftest import BACKBONES, small
+from tests.backbones import BACKBONES
+from tests.bundles.conftest import small
 
 EPOCHS = 3
 

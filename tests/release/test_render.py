@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from mod_components.release import backbones, render, render_bundle
+from tests.backbones import build_network
 
+# parameters in millions at 128³, four channels in and three out, as published
+PUBLISHED = {
+    "vit": 98.5,
+    "unetr": 102.1,
+    "unetrpp": 42.65,
+    "swinunetr": 62.2,
+    "swinunetrv2": 72.8,
+    "segmamba": 67.4,
+}
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 
 
@@ -51,6 +61,15 @@ def test_render_writes_what_differs_and_keeps_the_rest(tmp_path: Path) -> None:
     config.write_text("{}")
     assert render(tmp_path, ["swinunetr"]) == [config]
     assert weights.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("name", backbones())
+def test_number_of_parameters_in_the_table(name: str) -> None:
+    row = backbones()[name]
+    network = build_network(name, row["roi_size"], small=False)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert row["parameters"] == f"{count / 1e6:.1f} M"
+    assert count == pytest.approx(PUBLISHED[name] * 1e6, rel=0.01)
 
 
 def test_unknown_backbone_is_named() -> None:

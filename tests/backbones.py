@@ -1,0 +1,33 @@
+"""The rows of the table of backbones, with networks small enough for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from monai.bundle import ConfigParser
+from torch import nn
+
+from mod_components.release import backbones
+
+BACKBONES = tuple(backbones())
+
+
+def small_settings(name: str) -> dict[str, Any]:
+    """Settings that make a bundle's network small, for tests alone."""
+    return dict(backbones()[name]["test_settings"])
+
+
+def needs_package(name: str) -> bool:
+    """Whether the network is one of ours, not MONAI's."""
+    return str(backbones()[name]["network_def"]["_target_"]).startswith("mod_components.")
+
+
+def build_network(name: str, roi_size: Sequence[int], small: bool = True) -> nn.Module:
+    """A backbone as its row defines it, for crops of ``roi_size`` voxels."""
+    row = backbones()[name]
+    settings = {**row["network_settings"], **(row["test_settings"] if small else {})}
+    config = {**settings, "roi_size": list(roi_size), "network_def": row["network_def"]}
+    network = ConfigParser(config).get_parsed_content("network_def")
+    assert isinstance(network, nn.Module)
+    return network

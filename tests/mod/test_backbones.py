@@ -1,0 +1,115 @@
+"""Tap, masks and predictor fit each backbone of the table; MOD's passes leave no mark on it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from monai.data import DataLoader
+from monai.engines import SupervisedTrainer
+from monai.losses import DiceFocalLoss
+from torch import nn
+
+from mod_components.mod import (
+    Attach,
+    DensePredictor,
+    EMATeacher,
+    MaskedViews,
+    OnlineTokenizer,
+    parameter_groups,
+)
+from mod_components.release import backbones
+from tests.backbones import BACKBONES, build_network
+
+ROI = (64, 64, 64)
+# channels of the tap at the published sizes and its stride, as the paper's table has them
+TAPS = {
+    "vit": (768, 16),
+    "unetr": (768, 16),
+    "unetrpp": (256, 32),
+    "swinunetr": (384, 16),
+    "swinunetrv2": (384, 16),
+    "segmamba": (384, 16),
+}
+
+
+def components(network: nn.Module, name: str) -> dict[str, Any]:
+    row = backbones()[name]
+    views = MaskedViews(
+        network,
+        row["tap"],
+        ROI,
+        layer_norm=row["tap_layer_norm"],
+        mask_cell=row["mask_cell"],
+    )
+    teacher = EMATeacher(views)
+    tokenizer = OnlineTokenizer(teacher, warmup_epochs=0)
+    predictor = DensePredictor(views, warmup_epochs=0)
+    return {"views": views, "teacher": teacher, "tokenizer": tokenizer, "predictor": predictor}
+
+
+def one_step(network: nn.Module, mod: dict[str, Any]) -> SupervisedTrainer:
+    generator = torch.Generator().manual_seed(5)
+    image = torch.randn(4, *ROI, generator=generator)
+    label = (torch.rand(3, *ROI, generator=generator) < 0.3).float()
+    torch.manual_seed(1)  # of dropout and drop path
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=DataLoader([{"image": image, "label": label, "case": "a"}], batch_size=1),
+        network=network,
+        optimizer=torch.optim.AdamW(parameter_groups(network, mod, 0.05), lr=1e-3),
+        loss_function=DiceFocalLoss(sigmoid=True),
+        decollate=False,
+        train_handlers=[Attach(mod)],
+    )
+    trainer.run()
+    return trainer
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_published_tap(name: str) -> None:
+    """Shape of the feature at the published size, without computing it."""
+    row = backbones()[name]
+    network = build_network(name, row["roi_size"], small=False).to("meta")
+    views = MaskedViews(
+        network, row["tap"], row["roi_size"], layer_norm=row["tap_layer_norm"], device="meta"
+    )
+    channels, stride = TAPS[name]
+    assert views.feature_shape == (channels, *(side // stride for side in row["roi_size"]))
+    assert views.stride == stride
+    assert row["mask_cell"] == max(16, stride)
+    predictor = DensePredictor(views)
+    shuffled = isinstance(predictor.decoder, nn.Sequential) and len(predictor.decoder) == 2
+    assert shuffled == ((channels + 1) * 4 * stride**3 <= 15_000_000)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_one_step_with_all_of_mod(name: str) -> None:
+    network = build_network(name, ROI)
+    mod = components(network, name)
+    trainer = one_step(network, mod)
+    for term in ("loss_seg", "loss_token", "loss_class", "loss_recon"):
+        assert torch.isfinite(torch.as_tensor(trainer.state.output[term])), term
+    teacher = mod["teacher"].copies["encoder"]
+    own = dict(network.named_parameters())
+    assert 0 < len(list(teacher.parameters())) <= len(own)
+    assert {name for name, _ in teacher.named_parameters()} <= own.keys()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_norm_layers_see_the_clean_batch_alone(name: str) -> None:
+    """Buffers such as BatchNorm's running statistics are those of a training without MOD."""
+    plain = build_network(name, ROI)
+    network = copy.deepcopy(plain)
+    one_step(plain, {})
+    one_step(network, components(network, name))
+    expected = dict(plain.named_buffers())
+    for key, value in network.named_buffers():
+        assert torch.equal(value, expected[key]), key
+    if name == "unetrpp":
+        moved = [key for key in expected if "running_mean" in key]
+        assert moved
+        assert all(expected[key].abs().sum() > 0 for key in moved)
