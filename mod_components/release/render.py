@@ -129,11 +129,13 @@ def _texts(row: dict[str, Any]) -> dict[str, str]:
     target = row["network_def"]["_target_"]
     monai = "." not in target or target.startswith("monai.")  # MONAI finds its own by bare names
     bare = target.rpartition(".")[2]
-    own = f"`{target}`, which `mod_components` must be installed for"
     crop, sample_crop = (" x ".join(map(str, row[key])) for key in ("roi_size", "sample_roi_size"))
     on_sample = "on the sample too" if crop == sample_crop else f"{sample_crop} on the sample"
     return {
-        "network_text": f"MONAI's own `monai.networks.nets.{bare}`" if monai else own,
+        "network_text": f"MONAI's own `monai.networks.nets.{bare}`" if monai else f"`{target}`",
+        "install_text": "It runs where this project is not installed."
+        if monai
+        else "`mod_components` must be installed where it is loaded.",
         "crop_text": f"{crop} voxels ({on_sample})",
         "export_shape": str([1, row["network_def"]["in_channels"], *row["sample_roi_size"]]),
     }
