@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from mod_components.errors import CheckpointError, SettingsError
 
 __all__ = ["check_training_settings", "flag", "trained_settings"]
+
+logger = logging.getLogger("mod_components.settings")
 
 
 def flag(value: bool | int | str | None) -> bool:
@@ -41,13 +44,18 @@ def trained_settings(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
         checkpoint: a ``model.pt``; its ``training.json`` lies beside it.
 
     Returns:
-        The settings, or an empty dictionary where there is no ``training.json``.
+        The settings, or an empty dictionary, with a warning, where there is no ``training.json``.
 
     Raises:
         CheckpointError: when that file cannot be read.
     """
     path = Path(checkpoint).with_name("training.json")
     if not path.is_file():
+        if Path(checkpoint).is_file():  # not all settings of a network show in its weights' shapes
+            logger.warning(
+                "no %s: the network is built with the settings of the config and the command line.",
+                path,
+            )
         return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["settings"])

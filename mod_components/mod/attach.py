@@ -28,8 +28,13 @@ NEEDS = {
 # by the last part of their names: mask fill, position embeddings, class tokens, what Mamba and
 # UNETR++ keep out of the decay; biases and norms are told by their one axis
 UNDECAYED = (
-    *("fill", "position", "relative_position_bias_table", "cls_token"),
-    *("A_log", "temperature", "temperature2"),
+    "fill",
+    "position",
+    "relative_position_bias_table",
+    "cls_token",
+    "A_log",
+    "temperature",
+    "temperature2",
 )
 
 

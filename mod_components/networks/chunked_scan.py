@@ -33,7 +33,8 @@ def plan(row: int, length: int, on_cpu: bool) -> tuple[int, int, int]:
     # where a position has many states, a step over several chunks saves no time
     chunks = 1 if on_cpu and row > 4096 else int(math.sqrt(size))
     steps = (length + groups * chunks - 1) // (groups * chunks)
-    return groups, chunks, steps
+    size = chunks * steps  # rounded up, so that fewer groups may do
+    return (length + size - 1) // size, chunks, steps
 
 
 def _rows(x: Tensor, start: int, size: int, dtype: torch.dtype) -> Tensor:
@@ -177,6 +178,7 @@ def one_thread() -> Iterator[None]:
     The scan is a long row of operations of a few microseconds. A second thread saves a quarter of
     the time on an idle machine, but where any other process wants the core as well, every one of
     these operations waits for the scheduler: the scan was then seen to take 200 times as long.
+    Another Python thread that uses torch for the first time in the meantime starts with one thread.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -35,7 +35,7 @@ class SelectiveStateSpace(nn.Module):
 
     def __init__(self, channels: int, state: int, rank: int) -> None:
         super().__init__()
-        self.split = (rank, state, state)
+        self.widths = (rank, state, state)
         self.conv = nn.Conv1d(
             channels, channels, KERNEL, groups=channels, padding=KERNEL - 1, bias=True
         )
@@ -67,7 +67,7 @@ class SelectiveStateSpace(nn.Module):
         # the convolution is padded on both ends: what it computes past the end is not causal
         x = F.silu(self.conv(x)[..., : x.shape[-1]])
         # the weights are used channels first, which is the scan's layout: no transposed copies
-        step, into, out = (self.x_proj.weight @ x).split(self.split, dim=1)  # (B, R | N | N, L)
+        step, into, out = (self.x_proj.weight @ x).split(self.widths, dim=1)  # (B, R | N | N, L)
         step = _wide(self.dt_proj.weight @ step)  # (B, E, L)
         # exp(Δ A) is applied once per token: errors of half precision would pile up in the state,
         # so that the scan runs outside autocast

@@ -18,7 +18,7 @@ from mod_components.errors import SettingsError
 from mod_components.networks.mamba import TriOrientatedMamba
 from mod_components.settings import flag
 
-__all__ = ["GatedSpatialConv", "SegMamba", "certain_features"]
+__all__ = ["GatedSpatialConv", "SegMamba", "weigh_by_uncertainty"]
 
 STRIDE = 16  # of the last encoder stage
 GATES = ("multiplicative", "additive")
@@ -144,7 +144,7 @@ class SegMamba(nn.Module):
         gate: how the gated spatial convolution joins its branches, "multiplicative" (the paper) or
             "additive" (the authors' code).
         uncertainty: weigh the features on the three skips of the encoder's stages by
-            :func:`certain_features`; no parameters.
+            :func:`weigh_by_uncertainty`; no parameters.
 
     Raises:
         SettingsError: for a setting outside its range.
@@ -218,7 +218,7 @@ class SegMamba(nn.Module):
         """Turn the encoder's features, finest first, and the image into logits."""
         fine, middle, coarse, deepest = features
         if self.uncertainty:
-            fine, middle, coarse = map(certain_features, (fine, middle, coarse))
+            fine, middle, coarse = map(weigh_by_uncertainty, (fine, middle, coarse))
         # a skip is computed where it is used: the full-resolution one last, as it takes most memory
         y = self.encoder5(deepest)  # (B, hidden_size, D/16, H/16, W/16)
         y = self.decoder5(y, self.encoder4(coarse))  # (B, feature_sizes[3], D/8, H/8, W/8)
@@ -228,7 +228,7 @@ class SegMamba(nn.Module):
         return self.out(self.decoder1(y))
 
 
-def certain_features(z: Tensor) -> Tensor:
+def weigh_by_uncertainty(z: Tensor) -> Tensor:
     """Raise features where they are certain: z + z · (1 − u), u = −z̄ log z̄.
 
     z̄ is the logistic function of the mean over the channels (SegMamba's feature-level

@@ -37,8 +37,9 @@ def selective_scan(
     autocast says. Gradients of all six arguments are exact; second derivatives raise an error.
 
     The kernel of ``mamba_ssm`` is used where :func:`scan_backend` says so. The torch implementation
-    needs memory for the inputs and their gradients and some 20 MB more (200 MB on a GPU), never for
-    all B E N L states. It computes on one thread and gives the same bits in every run. Under
+    never holds all B E N L states: beside the inputs and their gradients some 20 MB of buffers
+    (more on a GPU), and from the forward pass to the backward pass at most N / 16 times as much
+    as ``u``. It computes on one thread and gives the same bits in every run. Under
     ``torch.compile`` it is one operator of the graph. ``torch.jit.trace`` records it as a loop, for
     inference at any length, which uses torch's threads: set them to one on a shared machine.
 
@@ -97,6 +98,9 @@ def _kernel() -> Callable[..., Tensor] | None:
     try:
         module = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
     except ImportError:
+        return None
+    except Exception as error:  # a kernel built for another torch or driver fails in many ways
+        _LOGGER.warning("mamba_ssm is installed and does not load: %s", error)
         return None
     return getattr(module, "selective_scan_fn", None)
 

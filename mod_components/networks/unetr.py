@@ -18,9 +18,10 @@ class ShallowUNETR(UNETR):
     """MONAI's ``UNETR`` cut to its first transformer layers.
 
     The authors' logs of MOD show six layers and a dropout of 0.3 where the paper and MONAI have
-    twelve layers; this class is there to compare with those logs. The decoder reads the states
-    after a quarter, a half and three quarters of the depth, as in UNETR
-    (https://arxiv.org/abs/2103.10504). With twelve layers it is MONAI's network.
+    twelve layers; this class is there to compare with those logs. The logs do not say which layers
+    the decoder reads. Here MONAI's places, after layers 4, 7 and 10 of 12 (UNETR,
+    https://arxiv.org/abs/2103.10504), are scaled to the depth: 2, 4 and 5 of 6. With twelve layers
+    it is MONAI's network.
 
     Args:
         num_layers: number of transformer layers, 4 to 12.

@@ -30,9 +30,16 @@ def unused_parameters(network: nn.Module, size: Sequence[int], channels: int = 4
 
     Returns:
         Names of parameters.
+
+    Raises:
+        ValueError: when the network returns something else than one tensor that depends on
+            parameters.
     """
     probe = copy.deepcopy(network).to("meta").requires_grad_(True)
-    output = probe(torch.zeros(1, channels, *size, device="meta"))
+    with torch.enable_grad():
+        output = probe(torch.zeros(1, channels, *size, device="meta"))
+    if not isinstance(output, torch.Tensor) or output.grad_fn is None:
+        raise ValueError(f"{type(network).__name__} does not return a tensor with gradients.")
     used = {id(parameter) for parameter in _leaves(output)}
     return [name for name, parameter in probe.named_parameters() if id(parameter) not in used]
 
@@ -49,13 +56,21 @@ def freeze_unused(network: Network, size: Sequence[int], channels: int = 4) -> N
         channels: image channels.
 
     Returns:
-        The network. Its weights and the names in its ``state_dict`` stay as they are.
+        The network. Its weights and the names in its ``state_dict`` stay as they are. Where it
+        cannot run on the meta device, or does not return one tensor, a warning says so and nothing
+        is frozen.
     """
     try:
         names = unused_parameters(network, size, channels)
-    except (NotImplementedError, RuntimeError) as error:  # an operation that has no meta kernel
-        logger.info("unused parameters of %s not looked for: %s", type(network).__name__, error)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        logger.warning(
+            "parameters that %s does not use were not looked for, so none is frozen: %s",
+            type(network).__name__,
+            error,
+        )
         return network
+    if names:
+        logger.info("frozen, as no forward pass uses them: %s", ", ".join(names))
     parameters = dict(network.named_parameters())
     for name in names:
         parameters[name].requires_grad_(False)

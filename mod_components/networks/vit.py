@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 
@@ -57,6 +58,7 @@ class ViTSegmenter(nn.Module):
             raise SettingsError(
                 f"img_size must be three multiples of {PATCH_SIZE}, got {list(img_size)}."
             )
+        self.img_size = sides
         self.grid = tuple(side // PATCH_SIZE for side in sides)
         self.vit = ViT(
             in_channels=in_channels,
@@ -81,7 +83,16 @@ class ViTSegmenter(nn.Module):
 
         Returns:
             Logits (B, out_channels, D, H, W).
+
+        Raises:
+            SettingsError: for images of another size.
         """
+        # in a trace the comparison would become a constant, with a warning
+        if not torch.jit.is_tracing() and tuple(x.shape[2:]) != self.img_size:
+            raise SettingsError(
+                f"img_size is {self.img_size} and got images of {tuple(x.shape[2:])} voxels: give "
+                "patches of img_size, or build and train the network with another img_size."
+            )
         tokens, _ = self.vit(x)  # (B, N, C)
         feature = tokens.transpose(1, 2).unflatten(2, self.grid)  # (B, C, d, h, w)
         return self.decoder(feature)

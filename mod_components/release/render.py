@@ -22,13 +22,24 @@ BUNDLE_ROOT = (
 )
 CONFIGS = ("train", "baseline", "multi_gpu_train", "evaluate", "inference", "metadata")
 TEXTS = ("configs/logging.conf", "docs/README.md", "docs/data_license.txt")
-
-
-ROW = (
-    *("title", "network_def", "network_settings", "references", "parameters", "test_settings"),
-    *("tap", "tap_layer_norm", "tap_text", "mask_cell", "roi_size", "sample_roi_size"),
-    *("sample_epochs", "spatial_shape", "size_multiple", "smallest_size"),
-)
+ROW = [
+    "title",
+    "network_def",
+    "network_settings",
+    "references",
+    "parameters",
+    "test_settings",
+    "tap",
+    "tap_layer_norm",
+    "tap_text",
+    "mask_cell",
+    "roi_size",
+    "sample_roi_size",
+    "sample_epochs",
+    "spatial_shape",
+    "size_multiple",
+    "smallest_size",
+]
 
 
 def backbones(path: str | Path | None = None) -> dict[str, dict[str, Any]]:
@@ -40,14 +51,15 @@ def backbones(path: str | Path | None = None) -> dict[str, dict[str, Any]]:
     Raises:
         SettingsError: when the file cannot be read, or a row lacks something.
     """
+    source = path or "backbones.json"
     try:
         text = Path(path).read_text(encoding="utf-8") if path else _source("backbones.json")
         table = {str(name): dict(row) for name, row in json.loads(text).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise SettingsError(f"{path} is no table of backbones: {error}") from error
+        raise SettingsError(f"{source} is no table of backbones: {error}") from error
     for name, row in table.items():
         if missing := [key for key in ROW if key not in row]:
-            raise SettingsError(f"{path}: the row {name!r} lacks {', '.join(missing)}.")
+            raise SettingsError(f"{source}: the row {name!r} lacks {', '.join(missing)}.")
     return table
 
 
@@ -127,17 +139,18 @@ def _values(name: str, row: dict[str, Any]) -> dict[str, Any]:
 def _texts(row: dict[str, Any]) -> dict[str, str]:
     """Words of the model card that follow from a row."""
     target = row["network_def"]["_target_"]
-    monai = "." not in target or target.startswith("monai.")  # MONAI finds its own by bare names
-    bare = target.rpartition(".")[2]
+    package, _, bare = target.rpartition(".")
+    package = package.partition(".")[0] or "monai"  # MONAI finds its own classes by bare names
+    monai = package == "monai"
     crop, sample_crop = (" x ".join(map(str, row[key])) for key in ("roi_size", "sample_roi_size"))
     on_sample = "on the sample too" if crop == sample_crop else f"{sample_crop} on the sample"
     return {
         "network_text": f"MONAI's own `monai.networks.nets.{bare}`" if monai else f"`{target}`",
         "install_text": "It runs where this project is not installed."
         if monai
-        else "`mod_components` must be installed where it is loaded.",
+        else f"`{package}` must be installed where it is loaded.",
         "crop_text": f"{crop} voxels ({on_sample})",
-        "export_shape": str([1, row["network_def"]["in_channels"], *row["sample_roi_size"]]),
+        "export_shape": str([1, 4, *row["sample_roi_size"]]),
     }
 
 

@@ -69,7 +69,7 @@ def one_step(network: nn.Module, mod: dict[str, Any]) -> SupervisedTrainer:
     return trainer
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", TAPS)
 def test_published_tap(name: str) -> None:
     """Shape of the feature at the published size, without computing it."""
     row = backbones()[name]
@@ -109,7 +109,26 @@ def test_norm_layers_see_the_clean_batch_alone(name: str) -> None:
     expected = dict(plain.named_buffers())
     for key, value in network.named_buffers():
         assert torch.equal(value, expected[key]), key
-    if name == "unetrpp":
-        moved = [key for key in expected if "running_mean" in key]
-        assert moved
-        assert all(expected[key].abs().sum() > 0 for key in moved)
+    assert all(expected[key].abs().sum() > 0 for key in expected if "running_mean" in key)
+
+
+def test_unetrpp_is_a_case_in_point() -> None:
+    names = [name for name, _ in build_network("unetrpp", ROI).named_buffers()]
+    assert any("running_mean" in name for name in names)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_what_is_decayed(name: str) -> None:
+    """Matrices and kernels, and nothing that the method or a backbone's authors keep out."""
+    network = build_network(name, ROI)
+    decayed, undecayed = parameter_groups(network, {}, 0.05)
+    assert (decayed["weight_decay"], undecayed["weight_decay"]) == (0.05, 0.0)
+    names = {id(parameter): key for key, parameter in network.named_parameters()}
+    kept_out = ("norm", "bias", "position", "A_log", ".D", "temperature", "gamma", "relative")
+    for parameter in decayed["params"]:
+        key = names[id(parameter)]
+        assert key.endswith(("weight", "projection")), key
+        assert parameter.ndim > 1, key
+        assert not any(word in key.rpartition(".")[2] for word in kept_out), key
+    total = len(decayed["params"]) + len(undecayed["params"])
+    assert total == len(list(network.parameters()))

@@ -13,7 +13,7 @@ from torch import Tensor
 from mod_components.errors import SettingsError
 from mod_components.mod.teacher import _pruned_copy
 from mod_components.networks import Tap
-from mod_components.networks.segmamba import GatedSpatialConv, SegMamba, certain_features
+from mod_components.networks.segmamba import GatedSpatialConv, SegMamba, weigh_by_uncertainty
 
 FEATURE = "encoder.outputs.3"
 SMALL: dict[str, Any] = {
@@ -60,15 +60,17 @@ def test_gated_convolution_is_its_equation(gate: str) -> None:
     torch.testing.assert_close(module(z), z + layer(joined, weights, "merge"))
 
 
-def test_certain_features_are_the_formula() -> None:
+def test_uncertainty_is_the_formula() -> None:
     z = np.random.default_rng(0).normal(0, 3, (2, 4, 3, 2, 5))
     mean = 1 / (1 + np.exp(-z.mean(axis=1)))
     uncertainty = -mean * np.log(mean)
     expected = z + z * (1 - uncertainty[:, None])
-    np.testing.assert_allclose(certain_features(torch.from_numpy(z)).numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        weigh_by_uncertainty(torch.from_numpy(z)).numpy(), expected, rtol=1e-12
+    )
     far = torch.full((1, 2, 1, 1, 1), -200.0, requires_grad=True)  # the sigmoid is 0 in float32
-    certain_features(far).sum().backward()
-    assert certain_features(far).flatten().tolist() == [-400.0, -400.0]
+    weigh_by_uncertainty(far).sum().backward()
+    assert weigh_by_uncertainty(far).flatten().tolist() == [-400.0, -400.0]
     assert far.grad is not None
     assert far.grad.flatten().tolist() == [2.0, 2.0]
 
@@ -91,7 +93,7 @@ def test_uncertainty_weighs_the_three_skips_and_nothing_else(network: SegMamba) 
     for i in (1, 5):
         assert torch.equal(caught["weighed", i], caught["plain", i])
     for i in (2, 3, 4):
-        assert torch.equal(caught["weighed", i], certain_features(caught["plain", i]))
+        assert torch.equal(caught["weighed", i], weigh_by_uncertainty(caught["plain", i]))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_with_twelve_layers_it_is_monais() -> None:
         assert torch.equal(network(x), monai(x))
 
 
-def test_six_layers_feed_the_decoder_with_states_after_a_quarter_half_and_three_quarters() -> None:
+def test_six_layers_feed_the_decoder_after_the_second_fourth_and_fifth() -> None:
     network = ShallowUNETR(num_layers=6, **SMALL).eval()
     assert len(network.vit.blocks) == 6
     read: dict[str, torch.Tensor] = {}

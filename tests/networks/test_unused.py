@@ -39,17 +39,35 @@ def test_freezing_changes_no_weight_and_leaves_the_rest_trainable() -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_a_network_that_cannot_be_looked_through_is_left_alone() -> None:
-    class Peculiar(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.unused = nn.Parameter(torch.ones(1))
+def test_gradients_that_are_switched_off_do_not_matter() -> None:
+    with torch.no_grad():
+        assert len(unused_parameters(small_unetr(), (32, 32, 32))) == 24
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * float(x.mean())  # the meta device has no values
 
-    network = freeze_unused(Peculiar(), (8, 8, 8))
-    assert network.unused.requires_grad
+class Peculiar(nn.Module):
+    """Something that is no plain segmentation network."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.used, self.unused = nn.Conv3d(4, 1, 1), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> object:
+        if self.kind == "reads values":  # which the meta device does not have
+            return self.used(x) * float(x.mean())
+        return [self.used(x)] if self.kind == "list" else x
+
+
+@pytest.mark.parametrize("kind", ["reads values", "list", "no parameters"])
+def test_a_network_that_cannot_be_looked_through_is_left_alone(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = freeze_unused(Peculiar(kind), (8, 8, 8))
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert "Peculiar does not use were not looked for, so none is frozen" in caplog.text
+    network = freeze_unused(small_unetr(), (32, 32, 32), channels=1)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert "UNETR does not use" in caplog.text
 
 
 @pytest.mark.parametrize("channels", [1, 2])

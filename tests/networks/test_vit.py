@@ -72,6 +72,14 @@ def test_sizes_that_do_not_fit_are_refused(size: tuple[int, ...]) -> None:
         ViTSegmenter(img_size=size, **SMALL)
 
 
+def test_images_of_another_size_are_refused() -> None:
+    """Also those with as many tokens, which would come out in another shape."""
+    network = ViTSegmenter(img_size=(32, 32, 32), **SMALL)
+    for size in ((64, 32, 16), (48, 32, 32)):
+        with pytest.raises(SettingsError, match=r"img_size is \(32, 32, 32\) and got"):
+            network(torch.zeros(1, 4, *size))
+
+
 def test_trace() -> None:
     network = ViTSegmenter(img_size=(32, 32, 32), **SMALL).eval()
     x, y = torch.randn(2, 1, 4, 32, 32, 32)

@@ -11,9 +11,10 @@ import torch
 from monai.bundle import ConfigWorkflow, verify_net_in_out
 from monai.networks.nets import SegResNet
 
+from mod_components.data import make_sample
 from mod_components.errors import SettingsError
 from mod_components.release import backbones, render
-from tests.bundles.conftest import make_sample, run_bundle, run_python
+from tests.bundles.conftest import run_bundle, run_python
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "another-backbone.md"
 
