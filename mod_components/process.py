@@ -32,7 +32,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def prepare_cpu(device: torch.device | str) -> None:
+def prepare_cpu(device: torch.device | str, keep_freed: bool = True) -> None:
     """Make a training on the CPU repeatable bit for bit, and quick. Does nothing for a GPU.
 
     Threads that add into one place (the gradient of Swin's position biases) do so in whatever
@@ -41,10 +41,12 @@ def prepare_cpu(device: torch.device | str) -> None:
 
     Args:
         device: the device of the training.
+        keep_freed: see :func:`keep_freed_memory`; false where memory is short.
     """
     if torch.device(device).type != "cpu":
         return
     torch.use_deterministic_algorithms(True, warn_only=True)
     # else every new tensor is filled with nan first
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    keep_freed_memory()
+    if keep_freed:
+        keep_freed_memory()

@@ -42,3 +42,14 @@ def test_freed_memory_is_kept_where_there_is_glibc() -> None:
     assert keep_freed_memory() in (True, False)
     x = torch.randn(64, 1024, 256)  # a block that would be mapped anew
     assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("keep_freed", [True, False])
+def test_keeping_freed_memory_can_be_switched_off(
+    keep_freed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr("mod_components.process.keep_freed_memory", lambda: calls.append(True))
+    prepare_cpu("cpu", keep_freed)
+    assert calls == [True] * keep_freed
+    assert torch.are_deterministic_algorithms_enabled()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mod_components.errors import SettingsError
 from mod_components.networks.mamba import TriOrientatedMamba
@@ -63,15 +64,23 @@ class MambaBlock(nn.Module):
     Args:
         channels: C.
         state: size of the state of each channel of the Mamba layer.
+        use_checkpoint: keep the input alone for the backward pass and compute the rest again.
     """
 
-    def __init__(self, channels: int, state: int) -> None:
+    def __init__(self, channels: int, state: int, use_checkpoint: bool = True) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
         self.mixer = TriOrientatedMamba(channels, state)
+        self.use_checkpoint = use_checkpoint
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the voxels of (B, C, D, H, W); returns the same shape."""
+        if self.use_checkpoint and torch.is_grad_enabled() and not torch.jit.is_tracing():
+            # nothing in here is random
+            return checkpoint(self._mix, x, use_reentrant=False, preserve_rng_state=False)
+        return self._mix(x)
+
+    def _mix(self, x: Tensor) -> Tensor:
         tokens = self.norm(x.flatten(2).transpose(1, 2))  # (B, D·H·W, C)
         return x + self.mixer(tokens, x.shape[2:]).view_as(x)
 
@@ -87,10 +96,17 @@ class Encoder(nn.Module):
         depths: Mamba blocks of the stages.
         state: size of the state of each channel of the Mamba layers.
         gate: form of the gated spatial convolutions.
+        use_checkpoint: see :class:`MambaBlock`.
     """
 
     def __init__(
-        self, in_channels: int, widths: Sequence[int], depths: Sequence[int], state: int, gate: str
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        state: int,
+        gate: str,
+        use_checkpoint: bool,
     ) -> None:
         super().__init__()
         downs: list[nn.Module] = [nn.Conv3d(in_channels, widths[0], 7, stride=2, padding=3)]
@@ -101,7 +117,7 @@ class Encoder(nn.Module):
             nn.Sequential(
                 down,
                 GatedSpatialConv(width, gate),
-                *(MambaBlock(width, state) for _ in range(depth)),
+                *(MambaBlock(width, state, use_checkpoint) for _ in range(depth)),
             )
             for down, width, depth in zip(downs, widths, depths, strict=True)
         )
@@ -145,6 +161,8 @@ class SegMamba(nn.Module):
             "additive" (the authors' code).
         uncertainty: weigh the features on the three skips of the encoder's stages by
             :func:`weigh_by_uncertainty`; no parameters.
+        use_checkpoint: compute what is inside the Mamba blocks again in the backward pass instead
+            of keeping it: less memory for a little more time.
 
     Raises:
         SettingsError: for a setting outside its range.
@@ -160,6 +178,7 @@ class SegMamba(nn.Module):
         d_state: int = 16,
         gate: str = "multiplicative",
         uncertainty: bool = False,
+        use_checkpoint: bool = True,
     ) -> None:
         super().__init__()
         for name, values in (("feature_sizes", feature_sizes), ("depths", depths)):
@@ -175,7 +194,9 @@ class SegMamba(nn.Module):
                 raise SettingsError(f"{name}: expected a number >= 1, got {value}.")
         first, second, third, fourth = feature_sizes
         self.uncertainty = flag(uncertainty)
-        self.encoder = Encoder(in_channels, feature_sizes, depths, d_state, gate)
+        self.encoder = Encoder(
+            in_channels, feature_sizes, depths, d_state, gate, flag(use_checkpoint)
+        )
         self.encoder1 = _basic_block(in_channels, first)
         self.encoder2 = _basic_block(first, second)
         self.encoder3 = _basic_block(second, third)

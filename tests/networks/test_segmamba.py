@@ -157,6 +157,24 @@ def test_every_parameter_is_trained(settings: dict[str, Any]) -> None:
         assert cancelled or parameter.grad.abs().max() > 1e-6, name
 
 
+def test_computing_again_changes_no_gradient_and_keeps_less() -> None:
+    x = torch.randn(1, 4, 32, 32, 32)
+    gradients, kept = [], []
+    for use_checkpoint in ("true", "false"):  # as the command line gives them
+        network = small(use_checkpoint=use_checkpoint).train()
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
+        ):
+            feature = Tap(FEATURE)(network, x)
+        kept.append(sum(sizes))
+        (feature.square().sum() + network(x).square().sum()).backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters()})
+    assert kept[0] < 0.7 * kept[1]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], msg=name)
+
+
 @torch.no_grad()
 def test_tap_gives_the_last_stage_without_the_decoder(network: SegMamba) -> None:
     x = torch.randn(1, 4, 32, 32, 64)
