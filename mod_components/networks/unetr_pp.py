@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock
-from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
 from mod_components.errors import SettingsError
+from mod_components.networks.sizes import check_image, checked_size
 from mod_components.settings import flag
 
 __all__ = ["EPA", "UNETRPP"]
@@ -208,7 +208,7 @@ class UNETRPP(nn.Module):
         scrambled: bool = False,
     ) -> None:
         super().__init__()
-        self.img_size = _checked_size(img_size)
+        self.img_size = checked_size(img_size, 32)
         _check_at_least_one(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -245,12 +245,7 @@ class UNETRPP(nn.Module):
         Raises:
             SettingsError: for images of another size.
         """
-        # in a trace the comparison would become a constant, with a warning
-        if not torch.jit.is_tracing() and tuple(x.shape[2:]) != self.img_size:
-            raise SettingsError(
-                f"img_size is {self.img_size} and got images of {tuple(x.shape[2:])} voxels: give "
-                "patches of img_size, or build and train the network with another img_size."
-            )
+        check_image(x, self.img_size)
         *skips, x_up = self.encoder(x)
         # after the encoder, so that a pass that ends at the encoder's feature does not pay for it
         skips.insert(0, self.encoder1(x))
@@ -261,15 +256,6 @@ class UNETRPP(nn.Module):
 
 def _full_resolution_block(in_channels: int, out_channels: int) -> UnetResBlock:
     return UnetResBlock(3, in_channels, out_channels, 3, 1, norm_name="instance")
-
-
-def _checked_size(img_size: Sequence[int]) -> tuple[int, int, int]:
-    sizes = ensure_tuple(img_size)
-    if len(sizes) != 3 or any(size < 32 or size % 32 for size in sizes):
-        raise SettingsError(
-            f"img_size must be three multiples of 32, e.g. (128, 128, 128), got {img_size}."
-        )
-    return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
 
 def _check_at_least_one(**settings: int) -> None:

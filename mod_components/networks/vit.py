@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from monai.networks.nets import ViT
 from torch import Tensor, nn
 
-from mod_components.errors import SettingsError
+from mod_components.networks.sizes import check_image, checked_size
 
 __all__ = ["ViTSegmenter"]
 
@@ -53,16 +52,11 @@ class ViTSegmenter(nn.Module):
         dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        sides = tuple(img_size)
-        if len(sides) != 3 or any(side < PATCH_SIZE or side % PATCH_SIZE for side in sides):
-            raise SettingsError(
-                f"img_size must be three multiples of {PATCH_SIZE}, got {list(img_size)}."
-            )
-        self.img_size = sides
-        self.grid = tuple(side // PATCH_SIZE for side in sides)
+        self.img_size = checked_size(img_size, PATCH_SIZE)
+        self.grid = tuple(side // PATCH_SIZE for side in self.img_size)
         self.vit = ViT(
             in_channels=in_channels,
-            img_size=sides,
+            img_size=self.img_size,
             patch_size=(PATCH_SIZE,) * 3,
             hidden_size=hidden_size,
             mlp_dim=mlp_dim,
@@ -87,12 +81,7 @@ class ViTSegmenter(nn.Module):
         Raises:
             SettingsError: for images of another size.
         """
-        # in a trace the comparison would become a constant, with a warning
-        if not torch.jit.is_tracing() and tuple(x.shape[2:]) != self.img_size:
-            raise SettingsError(
-                f"img_size is {self.img_size} and got images of {tuple(x.shape[2:])} voxels: give "
-                "patches of img_size, or build and train the network with another img_size."
-            )
+        check_image(x, self.img_size)
         tokens, _ = self.vit(x)  # (B, N, C)
         feature = tokens.transpose(1, 2).unflatten(2, self.grid)  # (B, C, d, h, w)
         return self.decoder(feature)

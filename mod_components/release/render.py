@@ -122,9 +122,11 @@ def render(
 
 def _values(name: str, row: dict[str, Any]) -> dict[str, Any]:
     settings = row["network_settings"]
+    release = json.loads(_source("release.json"))
     return {
         **row,
-        **json.loads(_source("release.json")),
+        **release,
+        "references": [*row["references"], release["method_reference"]],
         "name": f"{name}_mod",
         "bundle_root": BUNDLE_ROOT,
         # what reads a checkpoint takes the network's settings from the run that wrote it
