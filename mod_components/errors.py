@@ -5,8 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from types import TracebackType
+from typing import NoReturn
 
-__all__ = ["CheckpointError", "DataError", "SettingsError", "UserError", "show_plain_errors"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "SettingsError",
+    "UserError",
+    "fail",
+    "show_plain_errors",
+]
 
 
 class UserError(Exception):
@@ -23,6 +31,18 @@ class SettingsError(UserError, ValueError):
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing, damaged or made for another network."""
+
+
+def fail(message: str) -> NoReturn:
+    """Raise a :class:`SettingsError` from within an expression of a config.
+
+    Args:
+        message: what is wrong, where, and the mend.
+
+    Raises:
+        SettingsError: always.
+    """
+    raise SettingsError(message)
 
 
 def show_plain_errors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ from typing import Any
 
 from mod_components.errors import CheckpointError, SettingsError
 
-__all__ = ["check_training_settings", "flag", "trained_settings"]
+__all__ = ["check_training_settings", "checkpoint_list", "flag", "trained_settings"]
 
 logger = logging.getLogger("mod_components.settings")
 
@@ -35,6 +36,37 @@ def flag(value: bool | int | str | None) -> bool:
     if word in ("false", "no", "off", "0", "none", ""):
         return False
     raise SettingsError(f"expected true or false, got {value!r}.")
+
+
+def checkpoint_list(checkpoint: str | os.PathLike[str] | Sequence[str]) -> list[str]:
+    """Read a setting that names one checkpoint or several.
+
+    Args:
+        checkpoint: a path, a list of paths, paths with commas between them, or a pattern such as
+            ``runs/fold_*/models/model.pt`` (its matches come in the order of their names).
+
+    Returns:
+        One path or more.
+
+    Raises:
+        CheckpointError: when a pattern matches nothing, or nothing is given.
+    """
+    if isinstance(checkpoint, (str, os.PathLike)):
+        text = os.path.expanduser(checkpoint)
+        if os.path.isfile(text):
+            return [text]
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+    else:
+        parts = [os.path.expanduser(part) for part in checkpoint]
+    paths: list[str] = []
+    for part in parts:
+        found = sorted(glob.glob(part)) if glob.has_magic(part) else [part]
+        if not found:
+            raise CheckpointError(f"no file matches {part}: train first, or correct --checkpoint.")
+        paths += found
+    if not paths:
+        raise CheckpointError("no checkpoint is given: name one or more with --checkpoint.")
+    return paths
 
 
 def trained_settings(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:

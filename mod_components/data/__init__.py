@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from mod_components.data.checks import Problem, check_cases, refuse_bad_cases
+from mod_components.data.checks import (
+    CheckResult,
+    Problem,
+    check_cases,
+    check_folder,
+    refuse_bad_cases,
+    usable_cases,
+)
 from mod_components.data.datalist import load_datalist, make_datalist, save_datalist, select
+from mod_components.data.held_out import case_name, prepare_evaluation
 from mod_components.data.layouts import (
     CHANNELS,
     REGIONS,
@@ -15,12 +23,7 @@ from mod_components.data.layouts import (
     read_folder,
     scan,
 )
-from mod_components.data.prepare import (
-    PreparedData,
-    case_name,
-    prepare_evaluation,
-    prepare_training,
-)
+from mod_components.data.prepare import PreparedData, prepare_training
 from mod_components.data.sample import best_flair_threshold, make_sample
 from mod_components.data.transforms import (
     LabelsToRegionsd,
@@ -33,11 +36,13 @@ from mod_components.data.transforms import (
     regions_to_labels,
     shift_foreground,
 )
+from mod_components.data.unlabelled import WithUnlabelled, add_unlabelled
 
 __all__ = [
     "CHANNELS",
     "REGIONS",
     "CaseRecord",
+    "CheckResult",
     "DataError",
     "LabelsToRegionsd",
     "Layout",
@@ -47,9 +52,12 @@ __all__ = [
     "RandShiftForegroundd",
     "RegionsToLabelsd",
     "ReorderChannelsd",
+    "WithUnlabelled",
+    "add_unlabelled",
     "best_flair_threshold",
     "case_name",
     "check_cases",
+    "check_folder",
     "find_cases",
     "find_layout",
     "labels_to_regions",
@@ -66,4 +74,5 @@ __all__ = [
     "scan",
     "select",
     "shift_foreground",
+    "usable_cases",
 ]

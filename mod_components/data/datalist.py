@@ -31,7 +31,12 @@ _KEYS = {
 
 
 def make_datalist(
-    dataset_dir: str | os.PathLike[str], seed: int = 42, folds: int = 5, legacy_et: bool = False
+    dataset_dir: str | os.PathLike[str],
+    seed: int = 42,
+    folds: int = 5,
+    legacy_et: bool = False,
+    *,
+    allow_incomplete: bool = False,
 ) -> dict[str, Any]:
     """Sort the cases of a folder into training folds, fixed validation and unlabelled ones.
 
@@ -44,6 +49,8 @@ def make_datalist(
         seed: seed of the shuffle.
         folds: number of folds; as many as there are cases if those are fewer.
         legacy_et: see ``find_layout``.
+        allow_incomplete: keep cases that lack a modality in the list, so that leaving them out
+            later does not deal the others into other folds.
 
     Raises:
         DataError: if no case has a label, a case is incomplete, or splits.json does not fit.
@@ -53,7 +60,8 @@ def make_datalist(
         raise ValueError(f"folds must be at least 2, got {folds}")
     root = Path(os.path.abspath(Path(dataset_dir).expanduser()))
     layout, records = read_folder(root, legacy_et)
-    _refuse_incomplete(records)
+    if not allow_incomplete:
+        _refuse_incomplete(records)
     labelled = _labelled(records, root)
     train, validation = _own_split(root, labelled, {record.case for record in records})
     folds = min(folds, len(train))

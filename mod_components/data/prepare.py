@@ -1,23 +1,23 @@
-"""From a data folder to checked lists of cases for training or evaluation."""
+"""From a data folder to checked lists of cases for training."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mod_components.data.checks import refuse_bad_cases
+from mod_components.data.checks import usable_cases
 from mod_components.data.datalist import load_datalist, make_datalist, select
-from mod_components.data.layouts import Layout, read_folder
-from mod_components.data.sample import best_flair_threshold, make_sample
+from mod_components.data.layouts import CaseRecord, Layout, read_folder
+from mod_components.data.sample import make_sample
 from mod_components.errors import DataError
 from mod_components.settings import flag
 
-__all__ = ["PreparedData", "case_name", "prepare_evaluation", "prepare_training"]
+__all__ = ["PreparedData", "prepare_training"]
 
 logger = logging.getLogger("mod_components.data")
 
@@ -36,6 +36,8 @@ class PreparedData:
         validation: cases to validate or evaluate on.
         datalist: the split that these come from, to be written beside the checkpoint.
         notes: what a report should say of the data.
+        unlabelled: cases for MOD's losses alone, ``{"case", "image"}``.
+        unlabelled_order: channel order of the unlabelled cases' files.
     """
 
     name: str
@@ -44,6 +46,8 @@ class PreparedData:
     validation: list[dict[str, Any]]
     datalist: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    unlabelled: list[dict[str, Any]] = field(default_factory=list)
+    unlabelled_order: tuple[int, ...] = (0, 1, 2, 3)
 
 
 def prepare_training(
@@ -55,6 +59,8 @@ def prepare_training(
     ckpt_dir: str = "models",
     resume: bool | str = False,
     legacy_et: bool | str = False,
+    unlabelled_dir: str = "",
+    skip_bad_cases: bool | str = False,
 ) -> PreparedData:
     """Find, split and check the cases of a training, before anything else takes time.
 
@@ -69,17 +75,21 @@ def prepare_training(
         ckpt_dir: folder of the run's checkpoints.
         resume: whether the run continues another one.
         legacy_et: see :func:`~mod_components.data.layouts.find_layout`.
+        unlabelled_dir: folder with scans for MOD's losses alone; its label maps are not read, and
+            cases that train or validate are left out. May be ``dataset_dir`` itself: then these
+            are its cases without a label, or that its splits.json does not list.
+        skip_bad_cases: train on the cases that pass the checks instead of refusing all.
 
     Raises:
         DataError: one error that lists everything wrong with the data, or names what contradicts
             the run to resume.
     """
-    legacy = flag(legacy_et)
+    legacy, skip = flag(legacy_et), flag(skip_bad_cases)
     fold = -1 if fold is None else fold
     written = Path(ckpt_dir) / DATALIST
     resumed = flag(resume) and written.is_file()
     source = datalist or (str(written) if resumed else "")
-    root = _root(dataset_dir)
+    root = full_path(dataset_dir)
     if source:
         content = load_datalist(source)
         if not root and content.get("name") != SAMPLE:
@@ -90,11 +100,15 @@ def prepare_training(
             fold = _fold_to_resume(fold, content, written)
         root = root or content["dataset_dir"]
     else:
-        root = root or _sample("training")
-        content = make_datalist(root, seed=seed, legacy_et=legacy)
+        root = root or sample_folder("training")
+        content = make_datalist(root, seed=seed, legacy_et=legacy, allow_incomplete=skip)
     training, validation = select(content, fold, root)
-    layout = _checked(root, training + validation, legacy)
-    name = _name(dataset_dir)
+    layout, usable = checked(root, training + validation, legacy, skip)
+    training = [case for case in training if case["case"] in usable]
+    validation = [case for case in validation if case["case"] in usable]
+    if not training or not validation:
+        raise DataError(f"no case of {root} is left to {'validate' if training else 'train'} on.")
+    name = data_name(dataset_dir)
     logger.info(
         "%s (%s): %d cases to train, %d to validate",
         root,
@@ -103,80 +117,99 @@ def prepare_training(
         len(validation),
     )
     content = {**content, "dataset_dir": root, "fold": fold, "name": name}
-    return PreparedData(name, layout, training, validation, content)
+    folder = full_path(unlabelled_dir) or (content.get("unlabelled_dir", "") if resumed else "")
+    unlabelled, order = _unlabelled(folder, root, content, skip)
+    if unlabelled:
+        seen = [case["case"] for case in unlabelled]
+        content |= {"unlabelled_dir": folder, "seen_unlabelled": seen}
+    return PreparedData(
+        name,
+        layout,
+        training,
+        validation,
+        content,
+        unlabelled=unlabelled,
+        unlabelled_order=order,
+    )
 
 
-def prepare_evaluation(
-    dataset_dir: str = "",
-    *,
-    fold: int | None = None,
-    datalist: str = "",
-    checkpoint: str = "models/model.pt",
-    output_dir: str = "",
-    legacy_et: bool | str = False,
-) -> PreparedData:
-    """Find and check the cases that a trained network is evaluated on.
+def _unlabelled(
+    folder: str, root: str, content: Mapping[str, Any], skip: bool
+) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
+    """Checked unlabelled cases and their channel order, without any that trains or validates."""
+    own = content["unlabelled"]
+    if not folder:
+        if own:
+            logger.info(
+                "%d cases of %s have no label and are not used; --unlabelled_dir %s lets MOD's "
+                "losses learn from them.",
+                len(own),
+                root,
+                root,
+            )
+        return [], (0, 1, 2, 3)
+    layout, records = read_folder(folder)
+    listed = {entry["case"] for entry in (*content["training"], *content["validation"])}
+    free = [dataclasses.replace(r, label=None) for r in records if r.case not in listed]
+    if not free:
+        raise DataError(
+            f"--unlabelled_dir {folder}: each of its {len(records)} cases trains or validates in "
+            "this run. Give a folder with other scans."
+        )
+    kept = usable_cases(free, layout, skip_bad=skip)[0]
+    logger.info(
+        "%s (%s): %d unlabelled cases for MOD's losses%s",
+        folder,
+        layout.name,
+        len(kept),
+        f", {len(records) - len(free)} left out as they train or validate"
+        if len(free) < len(records)
+        else "",
+    )
+    return [_without_label(record) for record in kept], layout.channel_order
 
-    Of the data set that the network was trained on (``datalist.json`` beside the checkpoint knows
-    its cases, wherever they lie now), these are the held-out ones; of any other data set all
-    labelled cases.
+
+def _without_label(record: CaseRecord) -> dict[str, Any]:
+    return {key: value for key, value in record.as_case().items() if key in ("case", "image")}
+
+
+def checked(
+    root: str, cases: Sequence[Mapping[str, Any]], legacy_et: bool, skip_bad: bool = False
+) -> tuple[Layout, set[str]]:
+    """Check the files of some cases of a folder.
 
     Args:
-        dataset_dir: folder with cases; empty for the one of the training, or the sample.
-        fold: fold to evaluate instead of the training's.
-        datalist: path of another datalist.
-        checkpoint: the network's weights.
-        output_dir: where label maps will be written; empty for nowhere.
+        root: the data set's folder.
+        cases: the cases, by their ``"case"``.
         legacy_et: see :func:`~mod_components.data.layouts.find_layout`.
+        skip_bad: leave bad cases out instead of refusing all.
+
+    Returns:
+        The folder's layout and the ids of the cases that can be used.
 
     Raises:
-        DataError: one error that lists everything wrong with the data.
+        DataError: if a case is not there, or, unless bad ones are left out, has an error.
     """
-    legacy = flag(legacy_et)
-    path = Path(datalist) if datalist else Path(checkpoint).with_name(DATALIST)
-    content = load_datalist(path) if datalist or path.is_file() else None
-    root = _root(dataset_dir) or (content["dataset_dir"] if content else _sample("evaluation"))
-    if content is None and not dataset_dir:
-        content = make_datalist(root)
-    if content is not None and _holds(root, content):
-        cases = select(content, content.get("fold", -1) if fold is None else fold, root)[1]
-        logger.info("evaluating the %d held-out cases of %s", len(cases), root)
-    elif fold is not None or datalist:
+    layout, records = read_folder(root, legacy_et)
+    wanted = {case["case"] for case in cases}
+    if lacking := wanted - {record.case for record in records}:
         raise DataError(
-            f"{path} does not split the cases of {root}: leave out --fold and --datalist to "
-            "evaluate all of its labelled cases, or give the folder that was split."
+            f"{root} lacks cases of the datalist: {', '.join(sorted(lacking)[:10])}. Give the "
+            "folder that was split, or make a new datalist."
         )
-    else:
-        cases = _labelled(root)
-        logger.info("evaluating all %d labelled cases of %s", len(cases), root)
-    layout = _checked(root, cases, legacy)
-    _refuse_overwriting(cases, output_dir)
-    sample = not dataset_dir and (content or {}).get("name", SAMPLE) == SAMPLE
-    name = SAMPLE if sample else _name(root)
-    notes: dict[str, Any] = {"data": name}
-    if sample:
-        threshold, score = best_flair_threshold(cases, layout.channel_order)
-        notes["best single FLAIR threshold (z-score)"] = threshold
-        notes["its mean WT Dice on these cases"] = score
-    return PreparedData(name, layout, [], cases, content or {}, notes)
+    chosen = [record for record in records if record.case in wanted]
+    usable, _ = usable_cases(chosen, layout, skip_bad=skip_bad)
+    return layout, {record.case for record in usable}
 
 
-def case_name(meta: Mapping[str, Any], _saver: object) -> dict[str, Any]:
-    """Name an output file after its case (an ``output_name_formatter`` of MONAI's ``SaveImage``).
-
-    Args:
-        meta: metadata of the scan; for a case of four files, that of the first.
-    """
-    name = re.sub(r"\.nii(\.gz)?$", "", os.path.basename(str(meta["filename_or_obj"])), flags=re.I)
-    return {"subject": re.sub(r"[-_](t1ce|t1c)$", "", name, flags=re.I), "idx": None}
-
-
-def _root(dataset_dir: str) -> str:
-    text = str(dataset_dir)
+def full_path(folder: str) -> str:
+    """Absolute path of a folder, ``~`` resolved; empty for empty."""
+    text = str(folder)
     return os.path.abspath(os.path.expanduser(text)) if text else ""
 
 
-def _sample(purpose: str) -> str:
+def sample_folder(purpose: str) -> str:
+    """The embedded sample, made if need be, with a line in the log that says so."""
     folder = str(make_sample())
     logger.info(
         "no --dataset_dir given: %s runs on the embedded sample of synthetic brains in %s. For "
@@ -187,8 +220,9 @@ def _sample(purpose: str) -> str:
     return folder
 
 
-def _name(dataset_dir: str) -> str:
-    return Path(_root(dataset_dir)).name if dataset_dir else SAMPLE
+def data_name(dataset_dir: str) -> str:
+    """What a data set is called in files: its folder's name, never its path."""
+    return Path(full_path(dataset_dir)).name if dataset_dir else SAMPLE
 
 
 def _fold_to_resume(fold: int, content: Mapping[str, Any], path: Path) -> int:
@@ -199,41 +233,3 @@ def _fold_to_resume(fold: int, content: Mapping[str, Any], path: Path) -> int:
             "train anew without --resume."
         )
     return own
-
-
-def _holds(root: str, content: Mapping[str, Any]) -> bool:
-    """Whether a folder holds all cases of a datalist, so that it is the data set it splits."""
-    listed = {entry["case"] for entry in (*content["training"], *content["validation"])}
-    return listed <= {record.case for record in read_folder(root)[1]}
-
-
-def _labelled(root: str) -> list[dict[str, Any]]:
-    cases = [record.as_case() for record in read_folder(root)[1] if record.label]
-    if not cases:
-        raise DataError(f"No case in {root} has a label map: evaluation needs labelled cases.")
-    return cases
-
-
-def _checked(root: str, cases: Sequence[Mapping[str, Any]], legacy_et: bool) -> Layout:
-    layout, records = read_folder(root, legacy_et)
-    wanted = {case["case"] for case in cases}
-    if lacking := wanted - {record.case for record in records}:
-        raise DataError(
-            f"{root} lacks cases of the datalist: {', '.join(sorted(lacking)[:10])}. Give the "
-            "folder that was split, or make a new datalist."
-        )
-    refuse_bad_cases([record for record in records if record.case in wanted], layout)
-    return layout
-
-
-def _refuse_overwriting(cases: Sequence[Mapping[str, Any]], output_dir: str) -> None:
-    """BraTS names its label maps as we name ours: never write into the data's own folders."""
-    if not output_dir:
-        return
-    out = os.path.realpath(os.path.expanduser(output_dir))
-    for case in cases:
-        if case["label"] and os.path.realpath(os.path.dirname(case["label"])) == out:
-            raise DataError(
-                f"--output_dir {output_dir} is the folder of {case['label']}, which a prediction "
-                "of the same name would replace: give another --output_dir."
-            )

@@ -1,4 +1,4 @@
-"""The cases of a training, of the run that resumes it, and of its evaluation."""
+"""The cases of a training and of the run that resumes it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from mod_components.data import (
-    case_name,
     make_sample,
     prepare_evaluation,
     prepare_training,
     save_datalist,
 )
 from mod_components.errors import DataError, SettingsError
-from tests.data.folders import write_cases
+from tests.data.folders import write_case, write_cases, write_task01
 
 
 def ids(cases: list[dict[str, object]]) -> set[str]:
@@ -41,32 +40,6 @@ def test_a_training_writes_nothing_by_itself(data: Path, tmp_path: Path) -> None
     assert (prepared.name, prepared.datalist["fold"]) == ("data", 2)
     assert len(prepared.training) == 8
     assert len(prepared.validation) == 2
-
-
-def test_evaluation_takes_the_held_out_cases_of_the_training(data: Path, tmp_path: Path) -> None:
-    held_out = trained(data, tmp_path / "models", fold=3)
-    checkpoint = str(tmp_path / "models" / "model.pt")
-    assert ids(prepare_evaluation(checkpoint=checkpoint).validation) == held_out
-    assert ids(prepare_evaluation(str(data), checkpoint=checkpoint).validation) == held_out
-    moved = tmp_path / "elsewhere" / "moved"
-    shutil.copytree(data, moved)
-    prepared = prepare_evaluation(str(moved), checkpoint=checkpoint)
-    assert ids(prepared.validation) == held_out
-    assert all(str(case["label"]).startswith(str(moved)) for case in prepared.validation)
-    other = prepare_evaluation(str(data), fold=0, checkpoint=checkpoint)
-    assert not ids(other.validation) & held_out
-
-
-def test_evaluation_takes_all_cases_of_another_data_set(data: Path, tmp_path: Path) -> None:
-    trained(data, tmp_path / "models", fold=0)
-    checkpoint = str(tmp_path / "models" / "model.pt")
-    for path in (data / "Case_00").iterdir():
-        (tmp_path / "new" / "Other").mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, tmp_path / "new" / "Other" / path.name.replace("Case_00", "Other"))
-    prepared = prepare_evaluation(str(tmp_path / "new"), checkpoint=checkpoint)
-    assert ids(prepared.validation) == {"Other"}
-    with pytest.raises(DataError, match="does not split the cases"):
-        prepare_evaluation(str(tmp_path / "new"), fold=1, checkpoint=checkpoint)
 
 
 def test_a_resumed_run_keeps_its_split(data: Path, tmp_path: Path) -> None:
@@ -105,27 +78,77 @@ def test_home_is_expanded(data: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert prepared.datalist["dataset_dir"] == str(data)
 
 
-def test_a_label_is_never_replaced_by_a_prediction(data: Path, tmp_path: Path) -> None:
-    folder = data / "Case_03"
-    with pytest.raises(DataError, match=r"is the folder of .*Case_03_seg.nii.gz"):
-        prepare_evaluation(
-            str(folder), checkpoint=str(tmp_path / "model.pt"), output_dir=str(folder)
-        )
-
-
 def test_no_such_fold(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"fold must be -1 \(own split\) or 0 to 4, got 7"):
         prepare_training(str(data), fold=7, ckpt_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("/a/BraTS2021_00495_t1ce.nii.gz", "BraTS2021_00495"),
-        ("/a/BraTS-GLI-00000-000-t1c.nii.gz", "BraTS-GLI-00000-000"),
-        ("/a/BRATS_001.nii.gz", "BRATS_001"),
-        ("/a/x_T1CE.nii", "x"),
-    ],
-)
-def test_case_name(file: str, name: str) -> None:
-    assert case_name({"filename_or_obj": file}, None) == {"subject": name, "idx": None}
+def test_unlabelled_cases_of_another_folder(data: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    write_case(more / "New", "New", codes=None)
+    write_case(more / "Labelled", "Labelled")  # its label is not looked at
+    write_case(more / "Bad_label", "Bad_label", codes=(7,))
+    shutil.copytree(data / "Case_00", more / "Case_00")
+    prepared = prepare_training(str(data), ckpt_dir=str(tmp_path / "m"), unlabelled_dir=str(more))
+    assert ids(prepared.unlabelled) == {"New", "Labelled", "Bad_label"}
+    assert all(set(case) == {"case", "image"} for case in prepared.unlabelled)
+    assert len(prepared.training) + len(prepared.validation) == 10
+    assert set(prepared.datalist["seen_unlabelled"]) == ids(prepared.unlabelled)
+    assert prepare_training(str(data), ckpt_dir=str(tmp_path / "m")).unlabelled == []
+
+
+def test_unlabelled_cases_of_the_folder_itself(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_case(data / "Bare", "Bare", codes=None)
+    with caplog.at_level("INFO", "mod_components.data"):
+        prepared = prepare_training(str(data), ckpt_dir=str(tmp_path / "m"))
+    assert prepared.unlabelled == []
+    assert "1 cases of" in caplog.text
+    assert f"--unlabelled_dir {data}" in caplog.text
+    prepared = prepare_training(str(data), ckpt_dir=str(tmp_path / "m"), unlabelled_dir=str(data))
+    assert ids(prepared.unlabelled) == {"Bare"}
+
+
+def test_a_resumed_run_keeps_its_unlabelled_cases(data: Path, tmp_path: Path) -> None:
+    write_case(data / "Bare", "Bare", codes=None)
+    models = tmp_path / "models"
+    prepared = prepare_training(str(data), ckpt_dir=str(models), unlabelled_dir=str(data))
+    save_datalist(prepared.datalist, models / "datalist.json")
+    again = prepare_training(str(data), ckpt_dir=str(models), resume=True)
+    assert again.unlabelled == prepared.unlabelled
+    fresh = prepare_training(str(data), ckpt_dir=str(models))
+    assert fresh.unlabelled == []
+
+
+def test_unlabelled_cases_have_their_own_layout(data: Path, tmp_path: Path) -> None:
+    task = write_task01(tmp_path / "Task01")
+    prepared = prepare_training(str(data), ckpt_dir=str(tmp_path), unlabelled_dir=str(task))
+    assert (prepared.layout.name, prepared.unlabelled_order) == ("brats", (2, 1, 3, 0))
+
+
+def test_unlabelled_folders_that_give_nothing(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"each of its 10 cases trains or validates"):
+        prepare_training(str(data), ckpt_dir=str(tmp_path), unlabelled_dir=str(data))
+    folder = write_case(tmp_path / "u" / "Bad", "Bad", codes=None)
+    (folder / "Bad_t2.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"Bad: .*Bad_t2.nii.gz: the file is empty"):
+        prepare_training(str(data), ckpt_dir=str(tmp_path), unlabelled_dir=str(tmp_path / "u"))
+
+
+def test_bad_cases_are_refused_or_left_out(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = prepare_training(str(data), ckpt_dir=str(tmp_path))
+    (data / "Case_04" / "Case_04_flair.nii.gz").unlink()
+    (data / "Case_07" / "Case_07_t1.nii.gz").write_bytes(b"garbage")
+    with pytest.raises(DataError, match="Case_04 lacks FLAIR"):
+        prepare_training(str(data), ckpt_dir=str(tmp_path))
+    prepared = prepare_training(str(data), ckpt_dir=str(tmp_path), skip_bad_cases="true")
+    left = ids(prepared.training) | ids(prepared.validation)
+    assert left == {f"Case_{i:02d}" for i in range(10)} - {"Case_04", "Case_07"}
+    assert "Case_04" in caplog.text
+    assert "Case_07" in caplog.text
+    # the others stay in their folds
+    assert ids(prepared.validation) <= ids(before.validation)
+    assert ids(prepared.training) <= ids(before.training)

@@ -1,9 +1,8 @@
-"""Checks: every kind of bad file is named, with its case and the mend, and nothing crashes."""
+"""The cheap checks: every kind of bad header or label map is named, with case and mend."""
 
 from __future__ import annotations
 
 import gzip
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,8 +58,14 @@ BAD_FILES: list[tuple[str, Callable[[Path], object], str, str]] = [
         "one grid",
     ),
     (
+        "t1ce",
+        lambda p: write_volume(p, np.zeros((6, 5, 3), np.int16)),
+        r"shape \(6, 5, 3\), but Bad_t1.nii.gz has \(6, 5, 4\)",
+        "one grid",
+    ),
+    (
         "seg",
-        lambda p: write_volume(p, np.zeros((5, 5, 4), np.uint8)),
+        lambda p: write_volume(p, np.zeros((5, 5, 4), np.uint8) + 1),
         r"shape \(5, 5, 4\), but Bad_t1ce",
         "one grid",
     ),
@@ -78,7 +83,7 @@ BAD_FILES: list[tuple[str, Callable[[Path], object], str, str]] = [
     ),
     ("seg", lambda p: write_volume(p, label_map((1, 9))), "label code 9 is not", "correct the"),
     ("seg", lambda p: write_volume(p, label_map((1, 1.5))), "label code 1.5", "nearest neigh"),
-    ("seg", with_nan, "the label map has non-finite values", "write it again"),
+    ("seg", with_nan, "the label map has non-finite values", "download it again"),
 ]
 
 
@@ -98,9 +103,19 @@ def test_bad_file(
 def test_good_cases(tmp_path: Path) -> None:
     write_cases(tmp_path, 3)
     write_case(tmp_path / "Unread", "Unread", codes=None)
-    write_case(tmp_path / "Plain", "Plain", extension=".nii", codes=())
-    assert check(tmp_path, full=True) == []
+    write_case(tmp_path / "Plain", "Plain", extension=".nii")
+    assert check(tmp_path) == []
     assert refuse_bad_cases(scan(tmp_path), find_layout(tmp_path)) == []
+
+
+def test_a_label_without_tumour_is_a_warning_and_without_enhancing_tumour_is_none(
+    tmp_path: Path,
+) -> None:
+    write_case(tmp_path / "A", "A", codes=(1, 2))
+    folder = write_case(tmp_path / "B", "B", codes=())
+    (problem,) = check(tmp_path)
+    assert (problem.kind, problem.severity) == ("empty-label", "warning")
+    assert problem.file == str(folder / "B_seg.nii.gz")
 
 
 def test_missing_modality(tmp_path: Path) -> None:
@@ -131,8 +146,7 @@ def test_label_beside_its_scan(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     shifted = np.eye(4)
     shifted[0, 3] = 0.5
     write_volume(folder / "Odd_seg.nii.gz", label_map(), shifted)
-    with caplog.at_level(logging.WARNING):
-        (problem,) = refuse_bad_cases(scan(tmp_path), find_layout(tmp_path))
+    (problem,) = refuse_bad_cases(scan(tmp_path), find_layout(tmp_path))
     assert (problem.severity, problem.file) == ("warning", str(folder / "Odd_seg.nii.gz"))
     assert "by up to 0.5 mm" in caplog.text
     write_volume(folder / "Odd_seg.nii.gz", label_map(), np.diag([-1.0, 1, 1, 1]))
@@ -143,7 +157,7 @@ def test_label_beside_its_scan(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 def test_axes_that_cannot_be_written_back(tmp_path: Path) -> None:
     folder = write_case(tmp_path / "Odd", "Odd")
     sagittal = np.eye(4)[[2, 0, 1, 3]]
-    for name in ("t1ce", "t1", "t2", "flair"):
+    for name in OLD:
         write_volume(folder / f"Odd_{name}.nii.gz", np.zeros(SHAPE, np.int16), sagittal)
     write_volume(folder / "Odd_seg.nii.gz", label_map(), sagittal)
     with pytest.raises(DataError, match="its axes are ASR, not left-right, front-back, up-down"):
@@ -181,30 +195,9 @@ def test_cut_short_behind_the_header(tmp_path: Path) -> None:
     (label,) = check(tmp_path)
     assert label.file == str(folder / "Bad_seg.nii.gz")
     assert "the label map can't be read" in label.message
-    again, broken, infinite = check(tmp_path, full=True)
+    again, broken, infinite = (p for p in check(tmp_path, full=True) if p.severity == "error")
     assert again == label
     assert broken.file == str(folder / "Bad_t1.nii.gz")
     assert "voxels can't be read" in broken.message
     assert infinite.file == str(folder / "Bad_t2.nii.gz")
     assert infinite.message == "non-finite voxels"
-
-
-def test_all_errors_at_once_but_no_flood(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    cases = write_cases(tmp_path, 25, codes=None)
-    for case in cases:
-        (tmp_path / case / f"{case}_t1.nii.gz").write_bytes(b"")
-    with pytest.raises(DataError, match=r"25 of 25 cases") as caught:
-        refuse_bad_cases(scan(tmp_path), find_layout(tmp_path))
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 22
-    assert cases[0] in lines[1]
-    assert lines[-1] == "  … and 5 more"
-    assert "checking cases" in capsys.readouterr().err
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize(
-    "folder", ["brats2018_2mm", "brats2021", "brats2023", "Task01_BrainTumour"]
-)
-def test_real_cases_pass(real_data: Path, folder: str) -> None:
-    assert check(real_data / folder) == []

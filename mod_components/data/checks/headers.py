@@ -1,0 +1,187 @@
+"""The cheap checks, run before every training: headers, and the codes of label maps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from mod_components.data.checks.case import Case, Check
+from mod_components.data.checks.problem import Problem
+from mod_components.data.checks.volume import COPY_AGAIN, Volume, VolumeError
+from mod_components.data.layouts import CHANNELS, Layout
+
+# Real headers differ by rounding; a voxel's tenth is far below what harms a segmentation.
+_AFFINE_TOLERANCE_MM = 0.1
+_PLAUSIBLE_MM = (0.2, 10.0)
+_CONVERT_AGAIN = "convert the original scan again"
+
+
+def missing_modality(case: Case) -> Iterator[Problem]:
+    """missing-modality: each of T1ce, T1, T2 and FLAIR has a file."""
+    if case.record.missing:
+        names = ", ".join(case.record.missing)
+        mend = "add the file, or remove the case"
+        yield case.error("missing-modality", case.record.folder, f"no file for {names}", mend)
+
+
+def unreadable(case: Case) -> Iterator[Problem]:
+    """Every file is there, is NIfTI, and can hold what its header promises (see ``Volume``).
+
+    dangling-link, not-a-file, empty-file, no-permission, wrong-extension, not-nifti, bad-header,
+    bad-dimensions, bad-type, too-large (more than 512³ voxels a volume), truncated (the file is
+    smaller than the header's promise, for .gz than a 1032nd of it), bad-affine.
+    """
+    for volume in case.volumes:
+        if volume.error:
+            yield case.error(volume.error.kind, volume.path, str(volume.error), volume.error.mend)
+
+
+def dimensions(case: Case) -> Iterator[Problem]:
+    """dimensions: a 4D file has a channel per modality, everything else is 3D."""
+    for volume in case.readable:
+        if case.record.stacked and volume is not case.label:
+            if len(volume.shape) != 4 or volume.shape[3] != len(CHANNELS):
+                message = f"expected 4D with {len(CHANNELS)} channels, found shape {volume.shape}"
+                mend = f"stack {', '.join(CHANNELS)} in one file"
+                yield case.error("dimensions", volume.path, message, mend)
+        elif len(volume.shape) != 3:
+            message = f"expected a 3D volume, found shape {volume.shape}"
+            yield case.error("dimensions", volume.path, message, "store one 3D volume a file")
+
+
+def affines(case: Case) -> Iterator[Problem]:
+    """The affine means something, by itself.
+
+    bad-affine: not finite, or singular (a voxel has no volume). voxel-size (warning): a voxel
+    measures less than 0.2 or more than 10 mm, or the header's own voxel sizes are not positive.
+    """
+    for volume in case.readable:
+        if not volume.has_grid:
+            message = "its affine is not finite or has an axis without length"
+            yield case.error("bad-affine", volume.path, message, _CONVERT_AGAIN)
+            continue
+        low, high = _PLAUSIBLE_MM
+        sizes = " × ".join(f"{size:.3g}" for size in volume.spacing)
+        if not all(low <= size <= high for size in volume.spacing):
+            message = f"voxels of {sizes} mm are implausible for a head scan"
+            yield case.warning("voxel-size", volume.path, message, _CONVERT_AGAIN)
+        elif not all(size > 0 for size in volume.pixdim):
+            stated = ", ".join(f"{size:.3g}" for size in volume.pixdim)
+            message = f"its pixdim is {stated}; the affine's {sizes} mm are used"
+            yield case.warning("voxel-size", volume.path, message, _CONVERT_AGAIN)
+
+
+def grids(case: Case) -> Iterator[Problem]:
+    """All files of a case lie on one grid, that of most of them (of the first one in a tie).
+
+    shape-mismatch: another shape. misaligned: affines of images differ by more than MONAI's
+    reader allows when it stacks them, or the label map's by more than 0.1 mm (warning).
+    label-orientation: the label map has another orientation than the images.
+    """
+    volumes = [volume for volume in case.readable if volume.has_grid]
+    if not volumes:
+        return
+    first = max(volumes, key=lambda one: sum(_same_grid(one, other) for other in volumes))
+    name = os.path.basename(first.path)
+    for volume in volumes:
+        if volume.shape[:3] != first.shape[:3]:
+            message = f"shape {volume.shape[:3]}, but {name} has {first.shape[:3]}"
+            mend = "resample the case's files to one grid"
+            yield case.error("shape-mismatch", volume.path, message, mend)
+            continue
+        gap = float(np.abs(volume.affine - first.affine).max())
+        message = f"affine differs from that of {name} by up to {gap:.3g} mm"
+        if volume is not case.label and not np.allclose(volume.affine, first.affine):
+            # the tolerance of MONAI's reader, which stacks the channels
+            mend = "register the files, or write them all with the affine of the first"
+            yield case.error("misaligned", volume.path, message, mend)
+        elif volume.orientation != first.orientation:
+            mend = "store it in the orientation of the scan"
+            yield case.error("label-orientation", volume.path, message, mend)
+        elif gap > _AFFINE_TOLERANCE_MM:
+            mend = "see that the files are registered to each other"
+            yield case.warning("misaligned", volume.path, message, mend)
+
+
+def _same_grid(one: Volume, other: Volume) -> bool:
+    return one.shape[:3] == other.shape[:3] and np.allclose(one.affine, other.affine)
+
+
+def axis_order(case: Case) -> Iterator[Problem]:
+    """axis-order: the axes are left-right, front-back, up-down.
+
+    MONAI's writer can't write a label map whose first axis is not left-right, and so on.
+    """
+    volumes = [volume for volume in case.readable if volume.has_grid]
+    if volumes:
+        codes = volumes[0].orientation
+        pairs = zip(codes, ("LR", "PA", "SI"), strict=True)
+        if not all(letter in pair for letter, pair in pairs):
+            message = f"its axes are {codes}, not left-right, front-back, up-down"
+            mend = "store the case's files as LPS or RAS"
+            yield case.error("axis-order", volumes[0].path, message, mend)
+
+
+def label_codes(case: Case) -> Iterator[Problem]:
+    """The label map holds the layout's codes.
+
+    label-codes: it has other values, a fraction, or none that is finite. empty-label (warning): it
+    has background only. Its file is read whole, so that truncated or damaged is found too. A label
+    without enhancing tumour is no problem: some real tumours have none.
+    """
+    voxels = case.label_voxels
+    if case.label is None or voxels is None:
+        return
+    path = case.label.path
+    if isinstance(voxels, VolumeError):
+        yield case.error(voxels.kind, path, _of_label(voxels), voxels.mend)
+        return
+    counts = case.label_counts
+    if counts[0] == voxels.size:
+        mend = "right for a head without tumour; else write the label map again"
+        yield case.warning("empty-label", path, "the label map marks no tumour at all", mend)
+    if sum(counts.values()) == voxels.size:
+        return
+    strange = np.unique(voxels[~np.isin(voxels, list(counts))])
+    finite = strange[np.isfinite(strange)]
+    if len(finite) < len(strange):
+        yield case.error("label-codes", path, "the label map has non-finite values", COPY_AGAIN)
+    if len(finite):
+        found = ", ".join(f"{value:g}" for value in finite[:5]) + (", …" if len(finite) > 5 else "")
+        codes = ", ".join(f"{name} {code}" for name, code in case.layout.codes.items())
+        message = f"label code {found} is not one of 0 (background), {codes}"
+        yield case.error("label-codes", path, message, _mend_codes(case.layout, finite))
+
+
+def _of_label(error: VolumeError) -> str:
+    return str(error).replace("voxels", "the label map", 1)
+
+
+def _mend_codes(layout: Layout, strange: np.ndarray) -> str:
+    if layout.name == "brats" and strange.tolist() == [3]:
+        return (
+            "3 is enhancing tumour from BraTS 2023 on: give the files their BraTS 2023 names, "
+            "<case>-{t1n,t1c,t2w,t2f,seg}.nii.gz, or write 4 for 3"
+        )
+    if layout.name == "brats2023" and strange.tolist() == [4]:
+        return (
+            "4 is enhancing tumour up to BraTS 2022: give the files their older names, "
+            "<case>_{t1,t1ce,t2,flair,seg}.nii.gz, or write 3 for 4"
+        )
+    if any(value != round(value) for value in strange.tolist()):
+        return "resample label maps with nearest neighbours, never with interpolation"
+    return "correct the label map to these codes, or remove the case"
+
+
+# A check yields the problems of one case; they run in this order.
+CHECKS: tuple[Check, ...] = (
+    missing_modality,
+    unreadable,
+    dimensions,
+    affines,
+    grids,
+    axis_order,
+    label_codes,
+)

@@ -1,0 +1,191 @@
+"""The cases that a trained network, or several together, may be judged on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mod_components.data.datalist import load_datalist, make_datalist, select
+from mod_components.data.layouts import read_folder
+from mod_components.data.prepare import (
+    DATALIST,
+    SAMPLE,
+    PreparedData,
+    checked,
+    data_name,
+    full_path,
+    sample_folder,
+)
+from mod_components.data.sample import best_flair_threshold
+from mod_components.errors import DataError, SettingsError
+from mod_components.settings import checkpoint_list, flag
+
+__all__ = ["case_name", "prepare_evaluation"]
+
+logger = logging.getLogger("mod_components.data")
+
+Case = dict[str, Any]
+
+
+def prepare_evaluation(
+    dataset_dir: str = "",
+    *,
+    fold: int | None = None,
+    datalist: str = "",
+    checkpoint: str | Sequence[str] = "models/model.pt",
+    output_dir: str = "",
+    legacy_et: bool | str = False,
+    skip_bad_cases: bool | str = False,
+) -> PreparedData:
+    """Find and check the cases that a trained network is evaluated on.
+
+    Of the data set that the network was trained on (``datalist.json`` beside the checkpoint knows
+    its cases, wherever they lie now), these are the held-out ones; of any other data set all
+    labelled cases. Of several checkpoints together, these are the listed cases that none of them
+    was trained on.
+
+    Args:
+        dataset_dir: folder with cases; empty for the one of the training, or the sample.
+        fold: fold to evaluate instead of the training's.
+        datalist: path of another datalist.
+        checkpoint: the network's weights, or those of several
+            (:func:`~mod_components.settings.checkpoint_list`).
+        output_dir: where label maps will be written; empty for nowhere.
+        legacy_et: see :func:`~mod_components.data.layouts.find_layout`.
+        skip_bad_cases: evaluate the cases that pass the checks instead of refusing all.
+
+    Raises:
+        DataError: one error that lists everything wrong with the data.
+        SettingsError: for a fold of several checkpoints.
+    """
+    checkpoints = checkpoint_list(checkpoint)
+    if len(checkpoints) > 1 and (fold is not None or datalist):
+        raise SettingsError(
+            "several checkpoints are judged on the cases that none of them was trained on: leave "
+            "out --fold and --datalist."
+        )
+    path = Path(datalist) if datalist else Path(checkpoints[0]).with_name(DATALIST)
+    content = load_datalist(path) if datalist or path.is_file() else None
+    root = full_path(dataset_dir) or (
+        content["dataset_dir"] if content else sample_folder("evaluation")
+    )
+    if content is None and not dataset_dir:
+        content = make_datalist(root)
+    if len(checkpoints) > 1:
+        cases = _unseen(checkpoints, root)
+    else:
+        cases = _held_out(root, content, fold, datalist, path)
+    layout, usable = checked(root, cases, flag(legacy_et), flag(skip_bad_cases))
+    cases = [case for case in cases if case["case"] in usable]
+    _refuse_overwriting(cases, output_dir)
+    _tell_of_unlabelled(cases, content)
+    sample = not dataset_dir and (content or {}).get("name", SAMPLE) == SAMPLE
+    name = SAMPLE if sample else data_name(root)
+    notes: dict[str, Any] = {"data": name}
+    if sample:
+        threshold, score = best_flair_threshold(cases, layout.channel_order)
+        notes["best single FLAIR threshold (z-score)"] = threshold
+        notes["its mean WT Dice on these cases"] = score
+    return PreparedData(name, layout, [], cases, content or {}, notes)
+
+
+def case_name(meta: Mapping[str, Any], _saver: object) -> dict[str, Any]:
+    """Name an output file after its case (an ``output_name_formatter`` of MONAI's ``SaveImage``).
+
+    Args:
+        meta: metadata of the scan; for a case of four files, that of the first.
+    """
+    name = re.sub(r"\.nii(\.gz)?$", "", os.path.basename(str(meta["filename_or_obj"])), flags=re.I)
+    return {"subject": re.sub(r"[-_](t1ce|t1c)$", "", name, flags=re.I), "idx": None}
+
+
+def _held_out(
+    root: str,
+    content: Mapping[str, Any] | None,
+    fold: int | None,
+    datalist: str,
+    path: Path,
+) -> list[Case]:
+    """Cases of one checkpoint's fold, or all labelled ones of a folder it was not trained on."""
+    if content is not None and _holds(root, content):
+        cases = select(content, content.get("fold", -1) if fold is None else fold, root)[1]
+        logger.info("evaluating the %d held-out cases of %s", len(cases), root)
+        return cases
+    if fold is not None or datalist:
+        raise DataError(
+            f"{path} does not split the cases of {root}: leave out --fold and --datalist to "
+            "evaluate all of its labelled cases, or give the folder that was split."
+        )
+    cases = _labelled(root)
+    logger.info("evaluating all %d labelled cases of %s", len(cases), root)
+    return cases
+
+
+def _unseen(checkpoints: Sequence[str], root: str) -> list[Case]:
+    """Cases of a folder that none of several checkpoints was trained on."""
+    cases = {case["case"]: case for case in _labelled(root)}
+    seen: set[str] = set()
+    listed = set(cases)
+    for path in (Path(checkpoint).with_name(DATALIST) for checkpoint in checkpoints):
+        if not path.is_file():
+            logger.warning(
+                "no %s: whether that network was trained on the cases of %s is not known.",
+                path,
+                root,
+            )
+            continue
+        content = load_datalist(path)
+        if not _holds(root, content):
+            continue
+        entries = [*content["training"], *content["validation"]]
+        listed &= {entry["case"] for entry in entries}
+        training, _ = select(content, content.get("fold", -1), root)
+        seen |= {case["case"] for case in training}
+    if not (chosen := sorted(listed - seen)):
+        raise DataError(
+            f"each labelled case of {root} trained one of the {len(checkpoints)} checkpoints, so "
+            "that there is nothing to judge them on together: give --dataset_dir another folder, "
+            "or evaluate each fold by itself."
+        )
+    logger.info("evaluating the %d cases of %s that no checkpoint has seen", len(chosen), root)
+    return [cases[case] for case in chosen]
+
+
+def _holds(root: str, content: Mapping[str, Any]) -> bool:
+    """Whether a folder holds all cases of a datalist, so that it is the data set it splits."""
+    listed = {entry["case"] for entry in (*content["training"], *content["validation"])}
+    return listed <= {record.case for record in read_folder(root)[1]}
+
+
+def _labelled(root: str) -> list[Case]:
+    cases = [record.as_case() for record in read_folder(root)[1] if record.label]
+    if not cases:
+        raise DataError(f"No case in {root} has a label map: evaluation needs labelled cases.")
+    return cases
+
+
+def _tell_of_unlabelled(cases: Sequence[Case], content: Mapping[str, Any] | None) -> None:
+    seen = set((content or {}).get("seen_unlabelled", [])) & {case["case"] for case in cases}
+    if seen:
+        logger.warning(
+            "MOD's losses saw the scans (not the labels) of %d of these cases in training: %s",
+            len(seen),
+            ", ".join(sorted(seen)[:10]),
+        )
+
+
+def _refuse_overwriting(cases: Sequence[Mapping[str, Any]], output_dir: str) -> None:
+    """BraTS names its label maps as we name ours: never write into the data's own folders."""
+    if not output_dir:
+        return
+    out = os.path.realpath(os.path.expanduser(output_dir))
+    for case in cases:
+        if case["label"] and os.path.realpath(os.path.dirname(case["label"])) == out:
+            raise DataError(
+                f"--output_dir {output_dir} is the folder of {case['label']}, which a prediction "
+                "of the same name would replace: give another --output_dir."
+            )

@@ -1,0 +1,118 @@
+"""Unlabelled scans beside labelled ones: what the MOD losses learn from and nothing else sees."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose, MapTransform, Randomizable
+from torch.utils.data import Dataset
+
+from mod_components.data.transforms import LabelsToRegionsd, ReorderChannelsd
+from mod_components.errors import SettingsError
+
+__all__ = ["UNLABELLED", "UNLABELLED_KEY", "WithUnlabelled", "add_unlabelled", "image_transform"]
+
+UNLABELLED = "unlabelled"
+"""Key of unlabelled crops (R, 4, D, H, W) in a training item."""
+
+UNLABELLED_KEY = "unlabelled_key"
+"""Key of the numbers (R,) that stand for their cases in the drawing of masks and views."""
+
+
+class WithUnlabelled(Dataset):
+    """A data set of labelled cases, each of which brings unlabelled ones along.
+
+    Its length, order and labelled items are those of the labelled data set, so that a run with
+    unlabelled scans makes the same updates on the same labelled crops as one without. What comes
+    along is drawn anew each time, with replacement, from MONAI's random state. It lies under keys
+    of its own, which the trainer's segmentation loss does not know;
+    :class:`~mod_components.mod.MaskedViews` does.
+
+    Args:
+        labelled: items are dictionaries.
+        unlabelled: items with ``"case"`` and ``"image"`` (4, D, H, W), cropped to one size.
+        ratio: unlabelled crops that come with each labelled one.
+
+    Raises:
+        SettingsError: if ``ratio`` is below 1.
+    """
+
+    def __init__(self, labelled: Dataset, unlabelled: Dataset, ratio: int = 1) -> None:
+        if ratio < 1:
+            raise SettingsError(f"unlabelled_ratio must be at least 1, got {ratio}.")
+        self.labelled, self.unlabelled, self.ratio = labelled, unlabelled, ratio
+        self.choice = _Choice()  # found and seeded by MONAI's set_rnd, as the transforms are
+
+    def __len__(self) -> int:
+        return len(self.labelled)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> dict[Any, Any]:
+        """The labelled item, with ``unlabelled`` and ``unlabelled_key`` added."""
+        item = dict(self.labelled[index])
+        chosen = self.choice.draw(len(self.unlabelled), self.ratio)  # type: ignore[arg-type]
+        companions = [self.unlabelled[other] for other in chosen]
+        # plain tensors: a batch of crops from many scans has no one affine
+        images = [torch.as_tensor(companion["image"]) for companion in companions]
+        images = [image.as_tensor() if hasattr(image, "as_tensor") else image for image in images]
+        keys = [zlib.crc32(str(companion["case"]).encode()) for companion in companions]
+        item[UNLABELLED] = torch.stack(images)  # (R, 4, D, H, W)
+        item[UNLABELLED_KEY] = torch.tensor(keys, dtype=torch.int64)
+        return item
+
+
+class _Choice(Randomizable):
+    def draw(self, size: int, number: int) -> list[int]:
+        return [int(index) for index in self.R.randint(size, size=number)]
+
+
+def add_unlabelled(
+    dataset: CacheDataset,
+    cases: Sequence[Mapping[str, Any]],
+    channel_order: Sequence[int] = (0, 1, 2, 3),
+    ratio: int | str = 1,
+) -> Dataset:
+    """Let unlabelled cases come along with a training data set, preprocessed as its images are.
+
+    Args:
+        dataset: the labelled data set with its transforms and its cache.
+        cases: unlabelled cases, ``{"case", "image"}``; none leave the data set as it is.
+        channel_order: ``Layout.channel_order`` of the unlabelled cases.
+        ratio: see :class:`WithUnlabelled`.
+
+    Raises:
+        SettingsError: as :class:`WithUnlabelled`.
+    """
+    if not cases:
+        return dataset
+    transform = image_transform(dataset.transform, channel_order)
+    rate = len(dataset._cache) / max(len(dataset), 1)  # what cache_rate came to
+    unlabelled = CacheDataset(list(cases), transform, cache_rate=rate, num_workers=1)
+    return WithUnlabelled(dataset, unlabelled, int(ratio))
+
+
+def image_transform(transform: Compose, channel_order: Sequence[int]) -> Compose:
+    """A copy of a chain of dictionary transforms that leaves labels out.
+
+    Args:
+        transform: transforms of images and labels.
+        channel_order: what :class:`~mod_components.data.ReorderChannelsd` has to do now.
+    """
+    chain: list[Any] = []
+    for step in transform.flatten().transforms:
+        if isinstance(step, LabelsToRegionsd):
+            continue
+        if isinstance(step, ReorderChannelsd):
+            chain.append(ReorderChannelsd(step.keys, channel_order))
+            continue
+        step = copy.deepcopy(step)
+        if isinstance(step, MapTransform):
+            step.keys = tuple(key for key in step.keys if key != "label")
+            if not step.keys:
+                continue
+        chain.append(step)
+    return Compose(chain)
