@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +14,7 @@ from monai.engines.utils import IterationEvents
 from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor, nn
 
+from mod_components.data.unlabelled import UNLABELLED, UNLABELLED_KEY
 from mod_components.errors import SettingsError
 from mod_components.mod.masking import cells_to_voxels, draw_masks, voxels_to_tokens
 from mod_components.mod.step import MODHandler, MODStep, as_plain_tensor, sample_keys
@@ -68,6 +71,10 @@ def _gamma(sample: Tensor, brain: Tensor, gamma: float) -> Tensor:
 
 class MaskedViews(MODHandler):
     """Makes μ, ν and their masks after the trainer's forward pass and runs the student on them.
+
+    Unlabelled crops that the batch brings along (``unlabelled`` and ``unlabelled_key``, see
+    :class:`~mod_components.data.WithUnlabelled`) stand behind the batch's own: from here on B
+    counts both, and MOD's losses are means over both.
 
     The result is left in ``engine.state.mod`` (a :class:`~mod_components.mod.step.MODStep`).
     Masks and views are drawn from (seed, step, sample), so that they depend neither on the number
@@ -159,9 +166,12 @@ class MaskedViews(MODHandler):
         return torch.cat(views), cells_to_voxels(cells, self.mask_cell, x.shape[2:])
 
     def _make(self, engine: SupervisedTrainer) -> None:
-        x = as_plain_tensor(engine.state.output["image"]).detach()
+        x = as_plain_tensor(engine.state.output["image"]).detach()  # (B, C, D, H, W)
+        keys = sample_keys(engine, len(x))
+        if (unlabelled := _unlabelled(engine, x)) is not None:
+            x, keys = torch.cat([x, unlabelled[0]]), keys + unlabelled[1]
         with torch.autocast(x.device.type, enabled=False):  # targets stay in full precision
-            views, masks = self.draw(x, engine.state.iteration, sample_keys(engine, len(x)))
+            views, masks = self.draw(x, engine.state.iteration, keys)
         # (2B, C, D, H, W): μ̂ = μ (1 − M) + fill M
         masked = views * (1 - masks) + self.fill[:, None, None, None] * masks
         student = self.tap(self.network, masked)
@@ -175,6 +185,21 @@ class MaskedViews(MODHandler):
     @staticmethod
     def _release(engine: SupervisedTrainer) -> None:
         engine.state.mod = None
+
+
+def _unlabelled(engine: SupervisedTrainer, x: Tensor) -> tuple[Tensor, list[int]] | None:
+    """Unlabelled crops (U, C, D, H, W) of the batch, and a number for each, if there are any."""
+    batch = engine.state.batch
+    if not isinstance(batch, dict) or UNLABELLED not in batch:
+        return None
+    crops = as_plain_tensor(batch[UNLABELLED]).to(x).flatten(0, 1)  # (B, R, C, D, H, W)
+    before: Counter[int] = Counter()
+    keys = []
+    for key in batch[UNLABELLED_KEY].flatten().tolist():
+        # two crops of a case differ, and so do a case's labelled and unlabelled crops
+        keys.append(zlib.crc32(b"unlabelled%d" % before[key], key))
+        before[key] += 1
+    return crops, keys
 
 
 def _stride(roi_size: Sequence[int], grid: Sequence[int]) -> int:
