@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json as as_json
+import sys
 from pathlib import Path
 
 from mod_components.errors import show_plain_errors
@@ -34,6 +36,81 @@ class Commands:
         from mod_components.data import make_sample
 
         print(make_sample(folder or None, cases=cases))
+
+    def check(
+        self,
+        folder: str,
+        json: bool = False,
+        fast: bool = False,
+        workers: int = 0,
+        legacy_et: bool = False,
+    ) -> None:
+        """Read a data set, list its cases and everything that is wrong; exit 1 on errors.
+
+        Args:
+            folder: a folder in a layout that training understands.
+            json: print JSON instead of tables.
+            fast: headers and label codes alone, as before every training.
+            workers: cases read at a time; as many as there are cores by default.
+            legacy_et: as for training.
+        """
+        from mod_components.data import check_folder
+
+        result = check_folder(folder, legacy_et=legacy_et, fast=fast, workers=workers or None)
+        print(as_json.dumps(result.as_dict(), indent=4) if json else result.table())
+        sys.exit(result.exit_code)
+
+    def view(
+        self,
+        case: str,
+        pred: str = "",
+        output: str = "",
+        dataset_dir: str = "",
+        legacy_et: bool = False,
+    ) -> None:
+        """Draw a case into a PNG: three planes, four modalities, truth and prediction outlined.
+
+        Args:
+            case: a case's folder, or its id in ``dataset_dir``.
+            pred: a predicted label map.
+            output: the PNG to write; ``<case>.png`` by default.
+            dataset_dir: the data set's folder.
+            legacy_et: as for training.
+        """
+        from mod_components.evaluation.view import view_case
+
+        print(
+            view_case(
+                str(case),
+                pred or None,
+                output or None,
+                dataset_dir=str(dataset_dir),
+                legacy_et=legacy_et,
+            )
+        )
+
+    def compare(self, a: str, b: str, json: bool = False) -> None:
+        """Compare two evaluations of the same cases, pair by pair.
+
+        Args:
+            a: output folder of an evaluation.
+            b: output folder of another one.
+            json: print JSON instead of a table.
+        """
+        from mod_components.evaluation.compare import compare
+
+        result = compare(a, b)
+        print(as_json.dumps(result.as_dict(), indent=4) if json else "\n".join(result.table()))
+
+    def tune(self, *runs: str) -> None:
+        """Choose post-processing thresholds on held-out folds; store them beside each model.
+
+        Args:
+            runs: folders (``bundle_root``) of trainings on different folds, each evaluated.
+        """
+        from mod_components.evaluation.tuning import table, tune
+
+        print(table(tune(runs)))
 
     def curves(self, *runs: str, output: str = "curves.png") -> None:
         """Draw the curves of several runs into one picture.

@@ -30,7 +30,7 @@ logger = logging.getLogger("mod_components.checkpoint")
 
 MODEL, LAST, REPORT, PREVIOUS = "model.pt", "last.pt", "training.json", "previous"
 DATALIST = "datalist.json"
-RUN_FILES = (MODEL, "model_ema.pt", LAST, REPORT, DATALIST)
+RUN_FILES = (MODEL, "model_ema.pt", LAST, REPORT, DATALIST, "postprocessing.json")
 
 
 class Checkpoint:

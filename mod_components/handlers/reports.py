@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import numpy as np
 import torch
 import torch.distributed
 from ignite.engine import Engine, Events
 
+from mod_components.evaluation.scores import score_case
+from mod_components.evaluation.summary import summarise, table
 from mod_components.files import save_json
 from mod_components.handlers.tables import write_csv
-from mod_components.metrics import REGIONS, dice, hd95, spacing_of
+from mod_components.metrics import REGIONS, spacing_of
 
 logger = logging.getLogger("mod_components.evaluation")
-
-_METRICS = ("dice", "hd95")
-_STATISTICS = ("mean", "std", "median")
 
 Row = dict[str, Any]
 
 
 class EvaluationReport:
-    """Writes every case's Dice and HD95 (mm), and their summary, when an evaluation is over.
+    """Writes every case's scores, and their summary, when an evaluation is over.
 
-    Files in ``output_dir``: ``metrics_per_case.csv`` (a row a case), ``metrics_summary.csv``
-    (a row a region, and the mean of a case's regions) and ``summary.json`` (the same, and the
-    notes). A case that a distributed sampler has dealt out twice counts once. The standard
-    deviation is that of the cases at hand (divided by n).
+    The scores are those of :data:`mod_components.evaluation.scores.METRICS`. Files in
+    ``output_dir``: ``metrics_per_case.csv`` (a row a case), ``metrics_summary.csv`` (a row a
+    region, and the mean of a case's regions, as
+    :func:`mod_components.evaluation.summary.summarise` gives them) and ``summary.json`` (the same,
+    and the notes). A score that is not defined is an empty cell, and null in JSON. A case that a
+    distributed sampler has dealt out twice counts once.
 
     Needs ``case`` in ``engine.state.batch``, and binary ``pred`` and ``label`` (3, D, H, W) in
     ``engine.state.output``, each a list of dicts as MONAI's evaluators leave them. The voxel
@@ -82,9 +83,11 @@ class EvaluationReport:
             logger.warning("no case has been evaluated: nothing to report")
             return
         summary = summarise(rows)
-        self._write(rows, summary)
-        table = "\n".join(_table(summary) + [f"{k}: {_short(v)}" for k, v in self.notes.items()])
-        logger.info("%d cases evaluated, written to %s\n%s", len(rows), self.output_dir, table)
+        self._write([_without_nan(row) for row in rows], [_without_nan(row) for row in summary])
+        lines = table(summary) + [f"{k}: {_short(v)}" for k, v in self.notes.items()]
+        logger.info(
+            "%d cases evaluated, written to %s\n%s", len(rows), self.output_dir, "\n".join(lines)
+        )
 
     def _write(self, rows: list[Row], summary: list[Row]) -> None:
         write_csv(self.output_dir / "metrics_per_case.csv", list(rows[0]), rows)
@@ -106,12 +109,7 @@ def _score(case: str, pred: torch.Tensor, label: torch.Tensor) -> Row:
             raise ValueError(
                 f"{name} of {case} must be ({len(REGIONS)}, D, H, W), got {tuple(mask.shape)}."
             )
-    row: Row = {"case": case}
-    scores = {"dice": dice(pred, label), "hd95": hd95(pred, label, spacing_of(label, pred))}
-    for metric in _METRICS:
-        for region, value in zip(REGIONS, scores[metric].tolist(), strict=True):
-            row[f"{metric}_{region.lower()}"] = value
-    return row
+    return {"case": case, **score_case(pred, label, spacing_of(label, pred))}
 
 
 def _gather(rows: dict[str, Row]) -> list[Row]:
@@ -126,37 +124,9 @@ def _gather(rows: dict[str, Row]) -> list[Row]:
     return [merged[case] for case in sorted(merged)]
 
 
-def summarise(rows: list[Row]) -> list[Row]:
-    """Number, mean, standard deviation and median over cases, for each region and their mean.
-
-    Args:
-        rows: ``case`` and ``dice_tc`` … ``hd95_et`` of at least one case.
-
-    Returns:
-        A row each for TC, WT, ET and ``mean`` (of a case's three regions): ``region``, ``n``,
-        ``dice_mean``, ``dice_std``, ``dice_median`` and the same for ``hd95`` in mm.
-    """
-    summary: list[Row] = [{"region": region, "n": len(rows)} for region in (*REGIONS, "mean")]
-    for metric in _METRICS:
-        values = np.array([[row[f"{metric}_{r.lower()}"] for r in REGIONS] for row in rows])
-        values = np.hstack([values, values.mean(1, keepdims=True)])  # (cases, regions + 1)
-        for statistic in _STATISTICS:
-            for line, value in zip(summary, getattr(np, statistic)(values, axis=0), strict=True):
-                line[f"{metric}_{statistic}"] = float(value)
-    return summary
-
-
-def _table(summary: list[Row]) -> list[str]:
-    """Lines of a table to read: mean ± standard deviation, and median."""
-    lines = [f"{'region':<6}  {'Dice':>15} {'median':>7}  {'HD95 (mm)':>17} {'median':>7}"]
-    for row in summary:
-        dices = f"{row['dice_mean']:.4f} ± {row['dice_std']:.4f}"
-        distances = f"{row['hd95_mean']:.2f} ± {row['hd95_std']:.2f}"
-        lines.append(
-            f"{row['region']:<6}  {dices:>15} {row['dice_median']:>7.4f}"
-            f"  {distances:>17} {row['hd95_median']:>7.2f}"
-        )
-    return lines
+def _without_nan(row: Mapping[str, Any]) -> Row:
+    """None for nan: an empty cell in CSV, and null in JSON, which knows no nan."""
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
 def _short(value: str | float) -> str:

@@ -134,6 +134,9 @@ def _values(name: str, row: dict[str, Any]) -> dict[str, Any]:
             key: f"$@trained.get('{key}', {value!r})" for key, value in settings.items()
         },
         "network_references": {key: f"@{key}" for key in settings},
+        # written to training.json, so that any bundle can build the network of a checkpoint
+        "network_facts": {key.strip("_"): value for key, value in row["network_def"].items()},
+        "ensemble": json.loads(_source("templates/ensemble.json")),
         **_texts(row),
     }
 
@@ -157,11 +160,11 @@ def _texts(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _fill(node: Any, values: dict[str, Any]) -> Any:
-    """Fill placeholders; a key "..." splices the dictionary it names into its place."""
+    """Fill placeholders; a key that starts with "..." splices the dictionary it names."""
     if isinstance(node, dict):
         filled: dict[str, Any] = {}
         for key, value in node.items():
-            if key == "...":
+            if key.startswith("..."):
                 filled |= _fill(value, values)
             else:
                 filled[key] = _fill(value, values)

@@ -1,4 +1,4 @@
-"""Pictures of validation cases: the files, the planes, and cases without a tumour."""
+"""Pictures of validation cases: which ones, their files and titles."""
 
 from __future__ import annotations
 
@@ -10,31 +10,13 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from monai.data import DataLoader, Dataset, MetaTensor
+from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from torch import Tensor
 
 from mod_components.handlers import preview
-from mod_components.handlers.preview import Preview, draw_case
-
-SHAPE = (24, 30, 20)
-
-
-def case(name: str = "case_0", tumour: bool = True, spacing: float = 1.0) -> dict:
-    """A brain that fills the middle, with a tumour in its left anterior upper part."""
-    image = torch.zeros(4, *SHAPE)
-    image[:, 4:20, 4:26, 3:17] = torch.rand(4, 16, 22, 14) + 0.5
-    label = torch.zeros(3, *SHAPE)
-    if tumour:
-        label[1, 12:18, 5:13, 8:14] = 1
-        label[0, 13:17, 6:12, 9:13] = 1
-        label[2, 14:16, 7:11, 10:12] = 1
-    affine = torch.diag(torch.tensor([-1.0, -1.0, spacing, 1.0]))
-    return {
-        "case": name,
-        "image": MetaTensor(image, affine=affine),
-        "label": MetaTensor(label, affine=affine),
-    }
+from mod_components.handlers.preview import Preview
+from tests.evaluation.cases import brain
 
 
 class Guess(torch.nn.Module):
@@ -80,7 +62,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 @pytest.mark.parametrize("tumour", [True, False])
 @pytest.mark.parametrize("empty", [True, False])
 def test_a_picture_without_warnings(tmp_path: Path, tumour: bool, empty: bool) -> None:
-    image = case(tumour=tumour)
+    image = brain(tumour=tumour)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=FutureWarning)  # not ours: MONAI, torch
@@ -96,7 +78,7 @@ def test_a_picture_without_warnings(tmp_path: Path, tumour: bool, empty: bool) -
 
 
 def test_the_title_says_which_case_and_how_good(tmp_path: Path, drawn: list[Figure]) -> None:
-    validate(Preview(tmp_path), [case("BraTS_7"), case("BraTS_8")], epoch=12, empty=True)
+    validate(Preview(tmp_path), [brain("BraTS_7"), brain("BraTS_8")], epoch=12, empty=True)
     assert len(drawn) == 1
     text = drawn[0].get_suptitle()
     for part in ("BraTS_7", "epoch 12", "WT 0.000", "TC 0.000", "ET 0.000"):
@@ -106,13 +88,13 @@ def test_the_title_says_which_case_and_how_good(tmp_path: Path, drawn: list[Figu
 
 
 def test_a_case_is_chosen_by_its_id(tmp_path: Path, drawn: list[Figure]) -> None:
-    validate(Preview(tmp_path, case="c"), [case(name) for name in "abcd"])
+    validate(Preview(tmp_path, case="c"), [brain(name) for name in "abcd"])
     assert len(drawn) == 1
     assert drawn[0].get_suptitle().startswith("c ")
 
 
 def test_several_cases_have_their_ids_in_the_file_names(tmp_path: Path) -> None:
-    validate(Preview(tmp_path, max_cases=2), [case("x/1"), case("y"), case("z")], epoch=1)
+    validate(Preview(tmp_path, max_cases=2), [brain("x/1"), brain("y"), brain("z")], epoch=1)
     names = sorted(path.name for path in (tmp_path / "previews").iterdir())
     assert names == ["epoch_0001_x_1.png", "epoch_0001_y.png"]
 
@@ -120,61 +102,19 @@ def test_several_cases_have_their_ids_in_the_file_names(tmp_path: Path) -> None:
 def test_every_validation_gives_a_picture(tmp_path: Path) -> None:
     handler = Preview(tmp_path)
     for epoch in (1, 2):
-        validate(handler, [case()], epoch=epoch)
+        validate(handler, [brain()], epoch=epoch)
     assert len(list((tmp_path / "previews").iterdir())) == 2
 
 
 def test_other_processes_draw_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preview.idist, "get_rank", lambda: 1)
-    validate(Preview(tmp_path), [case()])
+    validate(Preview(tmp_path), [brain()])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_planes_are_the_right_way_up() -> None:
-    # One bright voxel each in the left, anterior, superior corner of an LPS volume.
-    volume = np.zeros(SHAPE)
-    volume[-1, 0, -1] = 1
-    top_right, top_left = (0, -1), (0, 0)
-    assert preview._cut(volume, "axial", (0, 0, SHAPE[2] - 1))[top_right] == 1
-    assert preview._cut(volume, "coronal", (0, 0, 0))[top_right] == 1
-    assert preview._cut(volume, "sagittal", (SHAPE[0] - 1, 0, 0))[top_left] == 1
-
-
-def test_planes_pass_through_the_tumour_in_true_proportions() -> None:
-    made = case(spacing=2.0)
-    figure = draw_case(made["image"], made["label"], made["label"])
-    axial, coronal, sagittal = figure.axes[:3]
-    assert [ax.get_aspect() for ax in (axial, coronal, sagittal)] == [1.0, 2.0, 2.0]
-    volumes, truth = made["image"].numpy(), made["label"].numpy() > 0
-    assert preview._centre(truth, volumes) == (14, 8, 10)
-    assert preview._centre(truth & False, volumes) == (12, 14, 10)
-    assert preview._centre(truth & False, volumes * 0) == (12, 15, 10)
-    for axes in figure.axes[:6]:  # three regions, truth and prediction
-        assert len(axes.collections) == 6
-    dashed = [line.get_linestyle()[0][1] is not None for line in axial.collections]
-    assert dashed == 3 * [False] + 3 * [True]
-
-
-def test_the_scale_is_the_brains_not_the_backgrounds() -> None:
-    volume = case()["image"][0].numpy() - 1.0  # z-scores: below 0 too
-    volume[case()["image"][0].numpy() == 0] = 0
-    grey = preview._window(volume)
-    assert grey[volume == 0].max() == 0
-    assert (grey.min(), grey.max()) == (0, 1)
-    assert preview._window(volume * 0).max() == 0
-
-
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
-    good = case()
-    with pytest.raises(ValueError, match=r"image must be \(4, D, H, W\)"):
-        draw_case(good["image"][:1], good["label"], good["label"])
+    good = brain()
     with pytest.raises(ValueError, match="at least 1"):
         Preview(tmp_path, max_cases=0)
     with pytest.raises(TypeError, match="decollate=True"):
         validate(Preview(tmp_path), [good], decollate=False)
-
-
-def test_pyplot_knows_of_no_figure(tmp_path: Path) -> None:
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    validate(Preview(tmp_path), [case()])
-    assert pyplot.get_fignums() == []

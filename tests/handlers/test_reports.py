@@ -16,11 +16,14 @@ import torch.multiprocessing
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 
-from mod_components.handlers.reports import EvaluationReport, summarise
+from mod_components.evaluation.compare import compare
+from mod_components.evaluation.scores import METRICS, score_case
+from mod_components.handlers.reports import EvaluationReport
 from mod_components.metrics import HD95_MISSED, dice, hd95
 
 SPACING = (1.0, 1.0, 2.5)
 PER_CASE = ["case", "dice_tc", "dice_wt", "dice_et", "hd95_tc", "hd95_wt", "hd95_et"]
+STATISTICS = ("mean", "std", "median", "ci_low", "ci_high")
 
 
 def cases(count: int = 3) -> list[dict]:
@@ -62,12 +65,16 @@ def test_every_case_has_a_row(tmp_path: Path) -> None:
     data = cases()
     evaluate(EvaluationReport(tmp_path / "new" / "folder"), data)
     rows = read(tmp_path / "new" / "folder" / "metrics_per_case.csv")
-    assert list(rows[0]) == PER_CASE
+    assert list(rows[0])[:7] == PER_CASE
     assert [row["case"] for row in rows] == ["case_0", "case_1", "case_2"]
     for row, case in zip(rows, data, strict=True):
         pred, label = case["image"], case["label"]
         expected = [*dice(pred, label).tolist(), *hd95(pred, label, SPACING).tolist()]
         assert [float(row[name]) for name in PER_CASE[1:]] == pytest.approx(expected, rel=1e-5)
+        scores = score_case(pred, label, SPACING)
+        assert list(row) == ["case", *scores]
+        for name, value in scores.items():
+            assert float(row[name] or "nan") == pytest.approx(value, rel=1e-5, nan_ok=True), name
     assert rows[0]["dice_et"] == "0"
     assert rows[0]["hd95_et"] == str(HD95_MISSED)
 
@@ -80,9 +87,9 @@ def test_the_summary_is_of_the_cases(tmp_path: Path, caplog: pytest.LogCaptureFi
     values = np.array([[float(row[name]) for name in PER_CASE[1:]] for row in per_case])
     rows = {row["region"]: row for row in read(tmp_path / "metrics_summary.csv")}
     assert list(rows) == ["TC", "WT", "ET", "mean"]
-    assert list(rows["TC"])[1:] == [
-        *("n", "dice_mean", "dice_std", "dice_median", "hd95_mean", "hd95_std", "hd95_median")
-    ]
+    columns_of = [f"dice_{s}" for s in STATISTICS] + [f"hd95_{s}" for s in STATISTICS]
+    assert list(rows["TC"])[1:12] == ["n", *columns_of]
+    assert {f"{metric.key}_mean" for metric in METRICS} <= set(rows["TC"])
     for start, metric in ((0, "dice"), (3, "hd95")):
         regions = values[:, start : start + 3]
         columns = dict(zip(("TC", "WT", "ET"), regions.T, strict=True))
@@ -101,9 +108,29 @@ def test_the_summary_is_of_the_cases(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert f"{float(rows['mean']['dice_mean']):.4f}" in text
 
 
-def test_one_case_has_no_spread() -> None:
-    row = {"case": "a", **dict.fromkeys(PER_CASE[1:], 0.5)}
-    assert summarise([row])[0]["dice_std"] == 0
+def test_what_is_not_defined_is_empty_and_null(tmp_path: Path) -> None:
+    evaluate(EvaluationReport(tmp_path), cases(1))  # ET is missed: its precision is not defined
+    (row,) = read(tmp_path / "metrics_per_case.csv")
+    assert (row["sensitivity_et"], row["precision_et"]) == ("0", "")
+    rows = {row["region"]: row for row in read(tmp_path / "metrics_summary.csv")}
+    assert (rows["ET"]["precision_n"], rows["ET"]["precision_mean"]) == ("0", "")
+    assert rows["WT"]["dice_std"] == "0"
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (tmp_path / "summary.json").read_text()
+    regions = json.loads(text, parse_constant=refuse)["regions"]
+    assert regions["ET"]["precision_mean"] is None
+    assert regions["mean"]["precision_ci_low"] is None
+
+
+def test_two_reports_can_be_compared(tmp_path: Path) -> None:
+    evaluate(EvaluationReport(tmp_path / "a"), cases(3))
+    evaluate(EvaluationReport(tmp_path / "b"), cases(2))
+    found = compare(tmp_path / "a", tmp_path / "b")
+    assert (found.cases, found.only_a) == (("case_0", "case_1"), ("case_2",))
+    assert [d.difference for d in found.differences] == [0] * 16
 
 
 def test_a_second_evaluation_starts_from_nothing(tmp_path: Path) -> None:

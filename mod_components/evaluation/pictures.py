@@ -1,0 +1,316 @@
+"""Pictures of one case: three planes through the tumour, with true and predicted outlines."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+
+from mod_components.data.layouts import CHANNELS, REGIONS
+from mod_components.metrics import dice, hd95, spacing_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["COLOURS", "draw_case", "picture_bytes", "to_lps"]
+
+COLOURS = {"WT": "#3fa9ff", "TC": "#ffd23f", "ET": "#ff3d6e"}
+"""Outlines, the widest region first."""
+
+# TC and ET often share an edge: the inner line is thinner, so that both show.
+_WIDTHS = {"WT": 1.4, "TC": 2.6, "ET": 1.1}
+
+_PLANES = ("axial", "coronal", "sagittal")
+_MARGIN = 10
+_TRUTH: tuple[Literal["solid"], str] = ("solid", "truth")
+_PREDICTION: tuple[Literal["dashed"], str] = ("dashed", "prediction")
+
+
+def draw_case(
+    image: torch.Tensor,
+    pred: torch.Tensor | None = None,
+    label: torch.Tensor | None = None,
+    title: str = "",
+    channels: Sequence[str] = ("FLAIR", "T1ce"),
+    *,
+    distances: bool = False,
+) -> Figure:
+    """Draw one case, without a display and without pyplot's global state.
+
+    The axial, coronal and sagittal planes that hold most of the true tumour (of the predicted one
+    where there is no other, of the brain where there is none), with true outlines solid and
+    predicted ones dashed. Volumes are taken to be LPS: the first axis runs to the patient's left,
+    the second to posterior, the third to superior; the left of the picture is the patient's
+    right, as radiologists look. Up to two images stand in rows, more of them in columns.
+
+    Args:
+        image: T1ce, T1, T2 and FLAIR, (4, D, H, W), 0 outside the brain.
+        pred: predicted TC, WT and ET, binary, (3, D, H, W); ``None`` where there is none.
+        label: true TC, WT and ET, of the same shape; ``None`` where there is none.
+        title: stands over the picture, with the Dice of each region where both masks are there.
+        channels: names of the images to show, in order.
+        distances: whether the caption gives HD95 (mm) too; it takes a second for a large case.
+
+    Returns:
+        A matplotlib figure with an Agg canvas.
+
+    Raises:
+        ValueError: if the shapes do not fit, or ``channels`` are not among the four.
+    """
+    _check(image, pred, label, channels)
+    spacing = spacing_of(image, label, pred)
+    lines = [title] if title else []
+    if pred is not None and label is not None:
+        lines.append(_scores("Dice", dice(pred, label), 3))
+        if distances:
+            lines.append(_scores("HD95 (mm)", hd95(pred, label, spacing), 1))
+    pairs = [(label, _TRUTH), (pred, _PREDICTION)]
+    styles = [style for mask, style in pairs if mask is not None]
+    volumes, *masks = _crop(_array(image), *(_array(m) > 0 for m, _ in pairs if m is not None))
+    centre = _centre(volumes, masks)
+    figure, grid = _canvas(volumes.shape[1:], spacing, channels, len(lines))
+    for axes_of_image, name in zip(grid, channels, strict=True):
+        shown = _window(volumes[CHANNELS.index(name)])
+        for axes, plane in zip(axes_of_image, _PLANES, strict=True):
+            _show(axes, _cut(shown, plane, centre), plane, spacing)
+            for mask, (style, _) in zip(masks, styles, strict=True):
+                _outline(axes, mask, style, plane, centre)
+    _caption(figure, lines, styles)
+    return figure
+
+
+def picture_bytes(figure: Figure, kind: str = "png", dpi: float | None = None) -> bytes:
+    """A figure as the bytes of a picture file.
+
+    Args:
+        figure: from :func:`draw_case`.
+        kind: "png", "jpeg" or another format of matplotlib's.
+        dpi: pixels an inch; ``None`` for the figure's own.
+    """
+    file = io.BytesIO()
+    # At JPEG's usual halved colour resolution the thin outlines would be blurred.
+    quality = {"quality": 80, "subsampling": 0, "optimize": True}
+    figure.savefig(
+        file,
+        format=kind,
+        dpi=dpi or figure.dpi,
+        facecolor=figure.get_facecolor(),
+        pil_kwargs=quality if kind in ("jpeg", "jpg") else None,
+    )
+    return file.getvalue()
+
+
+def to_lps(volume: torch.Tensor) -> torch.Tensor:
+    """A volume (C, D, H, W) with its axes turned to LPS, as :func:`draw_case` takes it.
+
+    Args:
+        volume: a ``MetaTensor`` is turned by its affine and left as it is itself; a plain tensor
+            does not know its orientation and is given back.
+    """
+    if not isinstance(volume, MetaTensor):
+        return volume
+    fresh = MetaTensor(volume.as_tensor(), affine=volume.affine)
+    return Orientation("LPS", labels=None)(fresh)
+
+
+def _check(
+    image: torch.Tensor,
+    pred: torch.Tensor | None,
+    label: torch.Tensor | None,
+    channels: Sequence[str],
+) -> None:
+    if image.ndim != 4 or image.shape[0] != len(CHANNELS):
+        raise ValueError(f"image must be (4, D, H, W), got {tuple(image.shape)}.")
+    for name, mask in (("pred", pred), ("label", label)):
+        if mask is not None and mask.shape != (len(REGIONS), *image.shape[1:]):
+            raise ValueError(
+                f"{name} must be (3, D, H, W) on the grid of the image {tuple(image.shape)}, "
+                f"got {tuple(mask.shape)}."
+            )
+    if not channels or not set(channels) <= set(CHANNELS):
+        raise ValueError(f"channels must be among {', '.join(CHANNELS)}, got {list(channels)}.")
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return torch.as_tensor(tensor.detach()).float().cpu().numpy()
+
+
+def _crop(volumes: np.ndarray, *masks: np.ndarray) -> list[np.ndarray]:
+    """All of them without the empty space around the brain, but for a margin."""
+    occupied = np.any([part.any(0) for part in (volumes != 0, *masks)], axis=0)  # (D, H, W)
+    box: list[slice] = [slice(None)]
+    for axis, size in enumerate(occupied.shape):
+        where = np.flatnonzero(occupied.any(tuple({0, 1, 2} - {axis})))
+        if where.size:
+            box.append(slice(max(where[0] - _MARGIN, 0), min(where[-1] + 1 + _MARGIN, size)))
+    return [part[tuple(box)] for part in (volumes, *masks)]
+
+
+def _centre(volumes: np.ndarray, masks: Sequence[np.ndarray]) -> tuple[int, int, int]:
+    """Along each axis the slice with most of the first mask that is not empty, else of the brain.
+
+    A voxel counts once for each region it is in: the core draws the planes towards itself. Each
+    axis has its own slice, so that a ring's hole or the gap between two tumours is never shown.
+    """
+    for mask in (*masks, (volumes != 0).any(0, keepdims=True)):
+        if mask.any():
+            counts = mask.sum(0)  # (D, H, W)
+            d, h, w = (_fullest(counts.sum(tuple({0, 1, 2} - {axis}))) for axis in range(3))
+            return d, h, w
+    d, h, w = (size // 2 for size in volumes.shape[1:])
+    return d, h, w
+
+
+def _fullest(areas: np.ndarray) -> int:
+    """Index of the largest value, the middle one of several."""
+    best = np.flatnonzero(areas == areas.max())
+    return int(best[best.size // 2])
+
+
+def _window(volume: np.ndarray) -> np.ndarray:
+    """Grey values 0 to 1 between the brain's 1st and 99.5th percentile, black outside (0)."""
+    brain = volume[volume != 0]
+    if brain.size == 0:
+        return np.zeros_like(volume)
+    low, high = np.percentile(brain[:: max(brain.size // 200_000, 1)], (1, 99.5))
+    grey = np.clip((volume - low) / max(high - low, 1e-6), 0, 1)
+    return np.where(volume != 0, grey, 0)
+
+
+def _cut(volume: np.ndarray, plane: str, centre: tuple[int, int, int]) -> np.ndarray:
+    """A slice of (D, H, W) as rows and columns of a picture, drawn from the top."""
+    d, h, w = centre
+    if plane == "axial":
+        return volume[:, :, w].T  # rows to posterior, columns to the left
+    if plane == "coronal":
+        return volume[:, h, ::-1].T  # rows to inferior, columns to the left
+    return volume[d, :, ::-1].T  # rows to inferior, columns to posterior
+
+
+def _pixel(plane: str, spacing: tuple[float, float, float]) -> tuple[float, float]:
+    """Height and width in mm of a pixel of a plane."""
+    d, h, w = spacing
+    return {"axial": (h, d), "coronal": (w, d), "sagittal": (w, h)}[plane]
+
+
+def _canvas(
+    shape: tuple[int, ...],
+    spacing: tuple[float, float, float],
+    channels: Sequence[str],
+    lines: int,
+) -> tuple[Figure, np.ndarray]:
+    """A black figure and its axes (images, planes), all planes on one scale of inches a mm."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    d, h, w = (size * mm for size, mm in zip(shape, spacing, strict=True))
+    wide = len(channels) > 2
+    if wide:
+        rows, columns = list(_PLANES), list(channels)
+        heights, widths, panel = [h, w, w], [max(d, h)] * len(columns), 3.2
+    else:
+        rows, columns = list(channels), list(_PLANES)
+        heights, widths, panel = [max(h, w)] * len(rows), [d, d, h], 4.0
+    scale = panel / max(h, w)  # inches a mm
+    left, right, bottom, top = 0.45, 0.1, 0.5, 0.4 + 0.22 * lines  # inches
+    size = (scale * sum(widths) + left + right, scale * sum(heights) + bottom + top)
+    # Constrained or tight layouts would undo the common scale of the planes.
+    figure = Figure(figsize=size, dpi=110, facecolor="black")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(
+        len(rows),
+        len(columns),
+        squeeze=False,
+        gridspec_kw={
+            "width_ratios": widths,
+            "height_ratios": heights,
+            "left": left / size[0],
+            "right": 1 - right / size[0],
+            "bottom": bottom / size[1],
+            "top": 1 - top / size[1],
+            "wspace": 0.02,
+            "hspace": 0.02,
+        },
+    )
+    for axes, name in zip(grid[:, 0], rows, strict=True):
+        axes.set_ylabel(name, color="white", fontsize=12)
+    for axes, name in zip(grid[0], columns, strict=True):
+        axes.set_title(name, color="white", fontsize=12, pad=4)
+    for axes in grid.flat:
+        axes.set_anchor("N")  # else less high planes would take their titles down with them
+    return figure, grid.T if wide else grid
+
+
+def _show(axes: Axes, grey: np.ndarray, plane: str, spacing: tuple[float, float, float]) -> None:
+    height, width = _pixel(plane, spacing)
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, aspect=height / width, interpolation="bilinear")
+    axes.set_facecolor("black")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    left, right = ("A", "P") if plane == "sagittal" else ("R", "L")
+    top = "A" if plane == "axial" else "S"
+    for x, y, letter in ((0.02, 0.5, left), (0.98, 0.5, right), (0.5, 0.98, top)):
+        axes.text(
+            x,
+            y,
+            letter,
+            color="#b0b0b0",
+            fontsize=10,
+            transform=axes.transAxes,
+            ha={0.02: "left", 0.5: "center", 0.98: "right"}[x],
+            va="top" if y > 0.9 else "center",
+        )
+
+
+def _outline(
+    axes: Axes, masks: np.ndarray, style: str, plane: str, centre: tuple[int, int, int]
+) -> None:
+    """Outlines of the regions (3, D, H, W) in a plane."""
+    for region, colour in COLOURS.items():
+        mask = _cut(masks[REGIONS.index(region)], plane, centre)
+        if mask.any() and not mask.all():  # else there is no line, and matplotlib warns
+            axes.contour(
+                mask.astype(float),
+                levels=[0.5],
+                colors=colour,
+                linestyles=style,
+                linewidths=_WIDTHS[region],
+            )
+
+
+def _scores(name: str, scores: torch.Tensor, digits: int) -> str:
+    """A line of the caption from a score for each of ``REGIONS``."""
+    values = dict(zip(REGIONS, scores.tolist(), strict=True))
+    return f"{name}   " + "   ".join(f"{r} {values[r]:.{digits}f}" for r in COLOURS)
+
+
+def _caption(figure: Figure, lines: Sequence[str], styles: Sequence[tuple[Any, str]]) -> None:
+    """Title and scores above, legend below."""
+    from matplotlib.lines import Line2D
+
+    inches = figure.get_size_inches()[1]
+    if lines:
+        figure.suptitle(
+            "\n".join(lines), color="white", fontsize=13, y=1 - 0.1 / inches, va="top"
+        ).set_parse_math(False)  # a case's id may hold dollar signs
+    if not styles:
+        return
+    handles = [
+        Line2D([], [], color=colour, linewidth=2, label=region)
+        for region, colour in COLOURS.items()
+    ]
+    handles += [
+        Line2D([], [], color="white", linewidth=1.5, linestyle=style, label=label)
+        for style, label in styles
+    ]
+    figure.legend(
+        handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor="white"
+    )

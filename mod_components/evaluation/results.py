@@ -1,0 +1,181 @@
+"""Read the files of a finished evaluation: its cases, its summary and its notes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mod_components.data.layouts import REGIONS
+from mod_components.errors import DataError
+
+__all__ = ["Case", "Metric", "Results", "read_results"]
+
+_OVERLAP, _DETECTION = "Overlap and distance", "Sensitivity and precision"
+_VOLUMES, _LESIONS, _FURTHER = "Volumes", "Lesion by lesion", "Further metrics"
+# title, unit, digits (0: a count), group
+_KNOWN = {
+    "dice": ("Dice", "", 3, _OVERLAP),
+    "hd95": ("HD95", "mm", 1, _OVERLAP),
+    "nsd": ("Surface Dice", "", 3, _OVERLAP),
+    "sensitivity": ("Sensitivity", "", 3, _DETECTION),
+    "precision": ("Precision", "", 3, _DETECTION),
+    "volume_truth": ("True volume", "mL", 1, _VOLUMES),
+    "volume_pred": ("Predicted volume", "mL", 1, _VOLUMES),
+    "volume_error": ("Volume error", "mL", 1, _VOLUMES),
+    "lesion_dice": ("Lesion-wise Dice", "", 3, _LESIONS),
+    "lesion_hd95": ("Lesion-wise HD95", "mm", 1, _LESIONS),
+    "lesions_truth": ("True lesions", "", 0, _LESIONS),
+    "lesions_found": ("Lesions found", "", 0, _LESIONS),
+    "lesions_false": ("False lesions", "", 0, _LESIONS),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of an evaluation and how to show it.
+
+    Attributes:
+        key: its name in the files, such as "hd95".
+        title: its name for readers.
+        unit: "mm", "mL" or empty.
+        digits: decimals of a case's value; 0 for counts.
+        group: heading under which it stands.
+        regions: the regions that it was computed for.
+    """
+
+    key: str
+    title: str
+    unit: str
+    digits: int
+    group: str
+    regions: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """Title and unit."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    @property
+    def skewed(self) -> bool:
+        """Whether single cases lie so far out that a plot needs a logarithmic scale."""
+        return self.unit == "mm"
+
+    def show(self, value: float | None) -> str:
+        """A case's value, – where it is undefined."""
+        return "–" if value is None or not math.isfinite(value) else f"{value:.{self.digits}f}"
+
+    def show_mean(self, value: float) -> str:
+        """A statistic over cases: of counts with a decimal too."""
+        return f"{value:.{max(self.digits, 1)}f}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case's values by metric and region; nan where one is undefined."""
+
+    name: str
+    values: Mapping[str, Mapping[str, float]]
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean over the regions whose Dice is defined; nan without any."""
+        known = [value for value in self.values.get("dice", {}).values() if math.isfinite(value)]
+        return sum(known) / len(known) if known else math.nan
+
+
+@dataclass(frozen=True)
+class Results:
+    """An evaluation.
+
+    Attributes:
+        metrics: in the order of the files.
+        cases: by mean Dice, the worst first; those without a Dice last.
+        summary: the statistics of each of TC, WT, ET and "mean", such as "dice_ci_low".
+        notes: what the evaluation says of itself.
+    """
+
+    metrics: list[Metric]
+    cases: list[Case]
+    summary: Mapping[str, Mapping[str, float]]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_results(folder: str | os.PathLike[str]) -> Results:
+    """Read what an evaluation has left in its output folder.
+
+    Args:
+        folder: with ``metrics_per_case.csv`` (a row a case: ``case`` and ``<metric>_<region>``),
+            ``metrics_summary.csv`` (a row a ``region``) and ``summary.json`` (``notes``). Empty
+            cells are undefined values.
+
+    Raises:
+        DataError: if a file is missing, empty or damaged.
+    """
+    root = Path(folder)
+    rows = _rows(root / "metrics_per_case.csv", "case")
+    metrics = _metrics(next(iter(rows.values())))
+    cases = [
+        Case(name, {m.key: {r: row[f"{m.key}_{r.lower()}"] for r in m.regions} for m in metrics})
+        for name, row in rows.items()
+    ]
+    cases.sort(key=lambda case: (math.isnan(case.mean_dice), case.mean_dice, case.name))
+    return Results(metrics, cases, _rows(root / "metrics_summary.csv", "region"), _notes(root))
+
+
+def _metrics(row: Mapping[str, float]) -> list[Metric]:
+    """The metrics that the columns ``<metric>_<region>`` speak of."""
+    regions: dict[str, list[str]] = {}
+    for column in row:
+        key, _, region = column.rpartition("_")
+        if key and region.upper() in REGIONS:
+            regions.setdefault(key, []).append(region.upper())
+    return [
+        Metric(
+            key,
+            *_KNOWN.get(key, (key.replace("_", " ").capitalize(), "", 3, _FURTHER)),
+            regions=tuple(found),
+        )
+        for key, found in regions.items()
+    ]
+
+
+def _rows(path: Path, key: str) -> dict[str, dict[str, float]]:
+    """Rows of a CSV file by the text in column ``key``, the rest as numbers, nan where empty."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file, strict=True))
+        rows = {
+            line.pop(key): {column: float(cell or "nan") for column, cell in line.items()}
+            for line in lines
+        }
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path.parent} has no {path.name}: give the output_dir of an evaluation."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise DataError(
+            f"{path} can't be read ({type(error).__name__}: {error}): evaluate again."
+        ) from error
+    if not rows:
+        raise DataError(f"{path} has no rows: evaluate at least one case.")
+    return rows
+
+
+def _notes(root: Path) -> dict[str, Any]:
+    path = root / "summary.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")).get("notes") or {})
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{root} has no summary.json: give the output_dir of an evaluation."
+        ) from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} can't be read ({type(error).__name__}: {error}): evaluate again."
+        ) from error

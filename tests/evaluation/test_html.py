@@ -1,0 +1,285 @@
+"""The HTML report: what it says, that it is well-formed, and how it does in a browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from mod_components.errors import DataError
+from mod_components.evaluation.html import write_html
+from mod_components.evaluation.pictures import draw_case, picture_bytes
+from tests.evaluation.cases import brain, write_evaluation, write_rows
+
+SCRIPT_CASE = "<script>fetch('http://example.invalid/id')</script>"
+DICES = {
+    "middle": (0.5, 0.5, 0.5),
+    "best & last": (0.9, 0.9, 0.9),
+    SCRIPT_CASE: (0.25, 0.25, 0.25),
+}
+NOTES = {"data": "<b>set</b>", "checkpoint": "models/model.pt", "threshold": 1.23456789}
+EMPTY = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"}
+BROWSER_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, bytes]:
+    made = brain()
+    figure = draw_case(made["image"], made["label"], made["label"])
+    return {
+        "best & last": picture_bytes(figure, dpi=40),
+        SCRIPT_CASE: picture_bytes(figure, "jpeg", dpi=40),
+    }
+
+
+@pytest.fixture
+def report(tmp_path: Path, pictures: dict[str, bytes]) -> Path:
+    write_evaluation(tmp_path, DICES, NOTES)
+    return write_html(tmp_path, pictures, title="Trial & <error>")
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and text; checks that tags are closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in EMPTY:
+            self._open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("script", "style"):
+            self.text += data
+            if {"td", "th"} & set(self._open):
+                self.rows[-1][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_what_the_page_says(report: Path) -> None:
+    assert report.name == "report.html"
+    assert report.read_text().startswith("<!DOCTYPE html>")
+    page = Page(report)
+    for text in (
+        *("Trial & <error>", "Research only, not to be used for diagnosis", "<b>set</b>"),
+        *("Checkpoint", "models/model.pt", "1.23457", "Date of this report"),
+    ):
+        assert text in page.text
+    assert ["Dice", *4 * ["0.500 [0.300, 0.700]std 0.125, median 0.438"]] in page.rows
+    assert ["HD95 (mm)", *4 * ["2.5std 0.0, median 2.5"]] in page.rows
+    assert ["Sensitivity", "0.500n 1", "0.500n 1", "–", "0.500n 1"] in page.rows
+    assert ["middle", "0.500", *3 * ["0.500"], *3 * ["2.5"]] in page.rows
+    assert ["middle", "0.500", "0.250", "0.750", "–"] in page.rows
+
+
+def test_the_worst_come_first(report: Path) -> None:
+    page = Page(report)
+    names = [row[0] for row in page.rows if row[0] in DICES]
+    assert names == 2 * [SCRIPT_CASE, "middle", "best & last"]  # two groups of metrics
+    headings = re.findall(r"(\d)\. (.*), mean Dice (.*)\n", page.text)
+    assert headings == [("1", SCRIPT_CASE, "0.250"), ("3", "best & last", "0.900")]
+    links = [link["href"] for link in page.all("a")]
+    assert links == 2 * ["#case-1", "#case-3"]
+    assert {link[1:] for link in links if link} == {card["id"] for card in page.all("article")}
+
+
+def test_pictures_and_plots_are_in_the_page(report: Path, pictures: dict[str, bytes]) -> None:
+    images = Page(report).all("img")
+    assert len(images) == 3 + 2  # a plot for each metric
+    assert all(image["alt"] for image in images)
+    assert images[0]["alt"] == (
+        "Dice of the cases by region: TC median 0.500, from 0.250 to 0.900; "
+        "WT median 0.500, from 0.250 to 0.900; ET median 0.500, from 0.250 to 0.900."
+    )
+    assert images[2]["alt"] is not None
+    assert images[2]["alt"].endswith("ET undefined.")
+    for image, (case, kind) in zip(
+        images[3:], ((SCRIPT_CASE, "jpeg"), ("best & last", "png")), strict=True
+    ):
+        head, data = str(image["src"]).split(",")
+        assert head == f"data:image/{kind};base64"
+        assert base64.b64decode(data) == pictures[case]
+        assert case in str(image["alt"])
+
+
+def test_accessible_and_closed(report: Path) -> None:
+    page = Page(report)
+    assert page.all("html") == [{"lang": "en"}]
+    assert all(head.get("scope") in ("row", "col", "colgroup") for head in page.all("th"))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    labels = [a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a]
+    assert set(labels) <= set(ids)
+    for attributes in (attributes for _, attributes in page.elements):
+        for name in ("src", "href"):
+            assert str(attributes.get(name, "#")).startswith(("data:", "#"))
+    assert len(page.all("script")) == 1
+    assert "url(" not in report.read_text()
+
+
+def test_without_pictures_and_intervals(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, {"a": (0.5, 0.5, 0.5)}, {})
+    regions = ("TC", "WT", "ET", "mean")
+    write_rows(tmp_path / "metrics_summary.csv", [{"region": r, "dice_mean": 0.5} for r in regions])
+    page = Page(write_html(tmp_path))
+    assert page.all("article") == []
+    assert "with pictures" not in page.text
+    assert ["Dice", *4 * ["0.500"]] in page.rows
+    assert ["HD95 (mm)", *4 * ["–"]] in page.rows
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path, pictures: dict[str, bytes]) -> None:
+    with pytest.raises(DataError, match="has no metrics_per_case.csv"):
+        write_html(tmp_path)
+    write_evaluation(tmp_path, {"a": (0.5, 0.5, 0.5)}, {})
+    with pytest.raises(
+        DataError, match="no case best & last, <script>.*evaluate and draw the same"
+    ):
+        write_html(tmp_path, pictures)
+    with pytest.raises(ValueError, match="must be PNG or JPEG files; not so: Scans of case a"):
+        write_html(tmp_path, {"a": b"GIF89a"})
+    assert not (tmp_path / "report.html").exists()
+
+
+# In the page it finds out what only a browser knows.
+FINDINGS = """
+<script>addEventListener("load", () => {
+  const heads = document.querySelectorAll("table.cases")[0].querySelectorAll("th button");
+  const order = () => [...document.querySelector("table.cases tbody").rows]
+    .map((row) => row.cells[0].textContent);
+  const orders = [order()];
+  for (const button of [heads[1], heads[1], heads[0]]) { button.click(); orders.push(order()); }
+  const found = {
+    widths: [...document.images].map((image) => image.naturalWidth),
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    scripts: document.querySelectorAll("script").length,
+    orders,
+  };
+  const place = document.createElement("pre");
+  place.id = "findings";
+  place.textContent = JSON.stringify(found);
+  document.body.append(place);
+});</script>
+"""
+
+
+@contextmanager
+def blackhole() -> Iterator[tuple[int, list[str]]]:
+    """A proxy that answers nothing and takes down what is asked of it: its port and requests."""
+    requests: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:  # closed: the test is over
+                    return
+                with connection:
+                    connection.settimeout(5)
+                    requests.append(connection.recv(4096).split(b"\r\n")[0].decode())
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        yield server.getsockname()[1], requests
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join(timeout=5)
+
+
+def browse(path: Path, profile: Path, width: int = 1200) -> tuple[str, list[str], list[str]]:
+    """A page's content when it has loaded, the console's lines and the requests made."""
+    browser = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if browser is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome is installed")
+    with blackhole() as (port, requests):
+        ran = subprocess.run(
+            [
+                *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+                *(f"--user-data-dir={profile}", "--enable-logging=stderr", "--no-first-run"),
+                *(f"--proxy-server=http://127.0.0.1:{port}", "--proxy-bypass-list=<-loopback>"),
+                # the browser's own errands
+                *("--disable-background-networking", "--disable-component-update"),
+                *("--disable-sync", "--disable-default-apps", "--disable-extensions"),
+                *("--disable-domain-reliability", "--no-pings", "--disable-breakpad"),
+                "--disable-features=OptimizationHints,MediaRouter,Translate",
+                *(f"--window-size={width},900", "--timeout=20000", path.as_uri()),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=BROWSER_SECONDS,
+            check=True,
+        )
+    console = [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
+    return ran.stdout, console, requests
+
+
+def test_the_browser_test_sees_errors_and_requests(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text(
+        "<!DOCTYPE html><title>x</title><img src='http://example.invalid/x.png'>"
+        "<script>console.error('a complaint'); missing()</script>"
+    )
+    _, console, requests = browse(page, tmp_path / "profile")
+    assert any("a complaint" in line for line in console)
+    assert any("missing is not defined" in line for line in console)
+    assert any("example.invalid" in request for request in requests)
+
+
+def test_a_browser_shows_it_without_a_request_or_a_complaint(report: Path, tmp_path: Path) -> None:
+    dom, console, requests = browse(report, tmp_path / "profile")
+    assert "Research only" in dom
+    assert console == []
+    assert requests == []
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_every_picture_and_sorts(report: Path, tmp_path: Path, width: int) -> None:
+    text = report.read_text()
+    copy = report.with_name("copy.html")
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    assert len(policy.findall(text)) == 1  # it would forbid the script of this test
+    copy.write_text(policy.sub("", text).replace("</body>", f"{FINDINGS}</body>"))
+    dom, console, requests = browse(copy, tmp_path / "profile", width)
+    assert (console, requests) == ([], [])
+    place = re.search(r'<pre id="findings">(.*?)</pre>', dom, re.DOTALL)
+    assert place is not None
+    found = json.loads(place[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert len(found["widths"]) == 5
+    assert min(found["widths"]) > 100
+    assert found["overflow"] == 0  # wide tables scroll, the page does not
+    assert found["scripts"] == 2  # the page's and this test's
+    worst_first = [SCRIPT_CASE, "middle", "best & last"]
+    by_name = ["<script>", "best & last", "middle"]
+    assert found["orders"][:2] == [worst_first, worst_first]
+    assert found["orders"][2] == worst_first[::-1]
+    assert [name[:11] for name in found["orders"][3]] == [name[:11] for name in by_name] or found[
+        "orders"
+    ][3] == ["best & last", "middle", SCRIPT_CASE]

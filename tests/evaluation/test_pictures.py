@@ -1,0 +1,208 @@
+"""Pictures of a case: the planes, what is drawn where, and orientations."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from monai.data import MetaTensor
+from PIL import Image
+
+from mod_components.evaluation import pictures
+from mod_components.evaluation.pictures import draw_case, picture_bytes, to_lps
+from mod_components.metrics import dice, hd95
+from tests.evaluation.cases import SHAPE, brain
+
+
+def legend(figure: Figure) -> list[str]:
+    return [entry.get_text() for each in figure.legends for entry in each.get_texts()]
+
+
+def test_planes_are_the_right_way_up() -> None:
+    # One bright voxel each in the left, anterior, superior corner of an LPS volume.
+    volume = np.zeros(SHAPE)
+    volume[-1, 0, -1] = 1
+    top_right, top_left = (0, -1), (0, 0)
+    assert pictures._cut(volume, "axial", (0, 0, SHAPE[2] - 1))[top_right] == 1
+    assert pictures._cut(volume, "coronal", (0, 0, 0))[top_right] == 1
+    assert pictures._cut(volume, "sagittal", (SHAPE[0] - 1, 0, 0))[top_left] == 1
+
+
+def test_true_proportions_with_three_regions_twice() -> None:
+    made = brain(spacing=2.0)
+    figure = draw_case(made["image"], made["label"], made["label"])
+    axial, coronal, sagittal = figure.axes[:3]
+    assert [ax.get_aspect() for ax in (axial, coronal, sagittal)] == [1.0, 2.0, 2.0]
+    for axes in figure.axes:
+        assert len(axes.collections) == 6
+    dashed = [line.get_linestyle()[0][1] is not None for line in axial.collections]
+    assert dashed == 3 * [False] + 3 * [True]
+
+
+def test_planes_hold_most_of_the_tumour() -> None:
+    rng = np.random.default_rng(1)
+    mask = rng.random((1, 9, 8, 7)) < 0.1
+    mask[0, 6, 2, :] = mask[0, :, 2, 4] = mask[0, 6, :, 4] = True
+    found = pictures._centre(np.ones((4, 9, 8, 7)), [mask])
+    for axis, index in enumerate(found):
+        areas = [int(np.take(mask[0], i, axis).sum()) for i in range(mask.shape[axis + 1])]
+        assert areas[index] == max(areas)
+
+
+def test_planes_meet_a_ring_and_two_tumours() -> None:
+    volumes = np.ones((4, *SHAPE))
+    d, h, w = np.meshgrid(*(np.arange(size) for size in SHAPE), indexing="ij")
+    radius = np.sqrt((d - 12) ** 2 + (h - 15) ** 2 + (w - 10) ** 2)
+    ring = ((radius > 5) & (radius < 8))[None]
+    two = np.zeros((1, *SHAPE), bool)
+    two[0, 2:5, 3:6, 2:5] = two[0, 17:22, 22:27, 14:18] = True  # their mean lies in neither
+    for mask in (ring, two):
+        centre = pictures._centre(volumes, [mask])
+        assert all(np.take(mask[0], place, axis).any() for axis, place in enumerate(centre))
+    assert pictures._centre(volumes, [two]) == (19, 24, 16)
+
+
+def test_planes_without_truth_without_tumour_without_brain() -> None:
+    made = brain()
+    volumes, label = made["image"].numpy(), made["label"].numpy() > 0
+    elsewhere = np.zeros_like(label)
+    elsewhere[1, 5:8, 20, 4] = True
+    assert pictures._centre(volumes, [label, elsewhere]) == (15, 9, 11)
+    assert pictures._centre(volumes, [label & False, elsewhere]) == (6, 20, 4)
+    assert pictures._centre(volumes, [label & False]) == (12, 15, 10)
+    assert pictures._centre(volumes * 0, []) == (12, 15, 10)
+
+
+@pytest.mark.parametrize("with_pred", [True, False])
+@pytest.mark.parametrize("with_label", [True, False])
+def test_what_is_there_is_drawn_and_said(with_pred: bool, with_label: bool) -> None:
+    made = brain()
+    pred = made["label"].roll(1, 1) if with_pred else None
+    label = made["label"] if with_label else None
+    figure = draw_case(made["image"], pred, label, title="a", distances=True)
+    text = figure.get_suptitle().splitlines()
+    assert text[0] == "a"
+    if pred is not None and label is not None:
+        tc, wt, et = dice(pred, label).tolist()
+        assert text[1] == f"Dice   WT {wt:.3f}   TC {tc:.3f}   ET {et:.3f}"
+        tc, wt, et = hd95(pred, label).tolist()
+        assert text[2] == f"HD95 (mm)   WT {wt:.1f}   TC {tc:.1f}   ET {et:.1f}"
+    else:
+        assert len(text) == 1
+    drawn = ["truth"] * with_label + ["prediction"] * with_pred
+    assert legend(figure) == (["WT", "TC", "ET", *drawn] if drawn else [])
+    assert all(len(axes.collections) == 3 * len(drawn) for axes in figure.axes)
+
+
+def test_four_images_stand_in_columns() -> None:
+    made = brain()
+    names = ("T2", "FLAIR", "T1ce", "T1")
+    for channel in range(4):
+        made["image"][channel] *= 10.0 ** (channel % 2)
+        made["image"][channel, 10 + channel, 15, 10] = 99.0
+    figure = draw_case(made["image"], None, made["label"], channels=names)
+    assert len(figure.axes) == 12
+    assert [axes.get_title() for axes in figure.axes[:4]] == list(names)
+    assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["axial", "coronal", "sagittal"]
+    figure.canvas.draw()  # places the planes
+    for row in range(3):
+        shown = [axes.get_images()[0].get_array() for axes in figure.axes[4 * row : 4 * row + 4]]
+        assert len({image.shape for image in shown}) == 1
+        assert not np.array_equal(shown[0], shown[1])
+    boxes = [axes.get_position() for axes in figure.axes]
+    for i, one in enumerate(boxes):
+        for other in boxes[i + 1 :]:
+            apart = (one.x1 <= other.x0, other.x1 <= one.x0, one.y1 <= other.y0, other.y1 <= one.y0)
+            assert any(apart)
+
+
+@pytest.mark.parametrize("channels", [("FLAIR",), ("FLAIR", "T1ce"), ("T1", "T2", "T1ce")])
+def test_one_scale_for_all_planes(channels: tuple[str, ...]) -> None:
+    made = brain(spacing=3.0)
+    figure = draw_case(made["image"], None, made["label"], channels=channels)
+    figure.canvas.draw()
+    width, height = figure.get_size_inches()
+    scales = []
+    for axes in figure.axes:
+        box, aspect = axes.get_position(), axes.get_aspect()
+        rows, columns = axes.get_images()[0].get_array().shape
+        scales += [box.width * width / columns, box.height * height / (rows * aspect)]
+    assert scales == pytest.approx([scales[0]] * len(scales), rel=1e-6)
+
+
+@pytest.mark.parametrize("tumour", [True, False])
+def test_no_warnings_and_a_black_page(tumour: bool) -> None:
+    made = brain("costs $1 or $2", tumour=tumour)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=FutureWarning)  # not ours: MONAI, torch
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        figure = draw_case(made["image"], made["label"], made["label"], title="costs $1 or $2")
+        data = picture_bytes(figure)
+    picture = imread(io.BytesIO(data))
+    assert picture.shape[0] > 500
+    assert np.all(picture[:5, :5, :3] == 0)
+    assert picture[..., :3].max() == 1
+    # Outlines between the caption and the legend are all that has a colour.
+    assert (np.ptp(picture[100:-60, :, :3], axis=2).max() > 0.5) == tumour
+
+
+def test_kinds_of_files() -> None:
+    made = brain()
+    figure = draw_case(made["image"], None, made["label"])
+    png, small = picture_bytes(figure), picture_bytes(figure, dpi=55)
+    jpeg = picture_bytes(figure, "jpeg")
+    assert png.startswith(b"\x89PNG")
+    assert jpeg.startswith(b"\xff\xd8\xff")
+    width, height = Image.open(io.BytesIO(png)).size
+    assert Image.open(io.BytesIO(jpeg)).size == (width, height)
+    assert Image.open(io.BytesIO(small)).size == pytest.approx((width / 2, height / 2), abs=1)
+
+
+def test_the_scale_is_the_brains_not_the_backgrounds() -> None:
+    image = brain()["image"][0].numpy()
+    volume = image - 1.0  # z-scores: below 0 too
+    volume[image == 0] = 0
+    grey = pictures._window(volume)
+    assert grey[volume == 0].max() == 0
+    assert (grey.min(), grey.max()) == (0, 1)
+    assert pictures._window(volume * 0).max() == 0
+
+
+def test_orientations_become_one() -> None:
+    voxels = torch.rand(3, 4, 5, 6)
+    ras = MetaTensor(voxels, affine=torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0])))
+    turned = to_lps(ras)
+    assert torch.equal(turned.as_tensor(), voxels.flip(1, 2))  # left and posterior come last
+    assert turned.affine.diag().tolist() == [-2, -3, 4, 1]
+    assert torch.equal(ras.as_tensor(), voxels)
+    assert ras.applied_operations == []
+    assert torch.equal(to_lps(turned).as_tensor(), turned.as_tensor())
+    sar = MetaTensor(  # axes to superior, anterior, right
+        voxels.permute(0, 3, 2, 1), affine=ras.affine[:, [2, 1, 0, 3]]
+    )
+    assert torch.equal(to_lps(sar).as_tensor(), turned.as_tensor())
+    assert to_lps(voxels) is voxels
+
+
+def test_what_does_not_fit_is_named() -> None:
+    good = brain()
+    with pytest.raises(ValueError, match=r"image must be \(4, D, H, W\)"):
+        draw_case(good["image"][:1], good["label"], good["label"])
+    with pytest.raises(ValueError, match=r"pred must be \(3, D, H, W\) on the grid of the image"):
+        draw_case(good["image"], good["label"][:, 1:], good["label"])
+    with pytest.raises(ValueError, match=r"label must be \(3, D, H, W\)"):
+        draw_case(good["image"], None, good["label"][:1])
+    with pytest.raises(ValueError, match="channels must be among T1ce, T1, T2, FLAIR"):
+        draw_case(good["image"], channels=("t1gd",))
+
+
+def test_pyplot_knows_of_no_figure() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    draw_case(brain()["image"])
+    assert pyplot.get_fignums() == []
