@@ -18,8 +18,9 @@ from mod_components.data.layouts import REGIONS
 from mod_components.errors import DataError
 from mod_components.evaluation.distributions import plot_distribution
 from mod_components.evaluation.html_style import SCRIPT, STYLE
-from mod_components.evaluation.results import Case, Metric, Results, read_results
+from mod_components.evaluation.results import Case, MetricView, Results, read_results
 from mod_components.files import write_atomically
+from mod_components.metrics import HD95_MISSED
 
 __all__ = ["write_html"]
 
@@ -74,7 +75,6 @@ def _page(title: str, results: Results, pictures: Mapping[str, bytes]) -> str:
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
     sections = [
-        _head(title, results),
         _summary(results),
         _plots(results),
         _pictures(results, pictures),
@@ -91,7 +91,9 @@ def _page(title: str, results: Results, pictures: Mapping[str, bytes]) -> str:
 <style>{STYLE}</style>
 </head>
 <body>
-{"".join(sections)}<script>{SCRIPT}</script>
+{_head(title, results)}<main>
+{"".join(sections)}</main>
+<script>{SCRIPT}</script>
 </body>
 </html>
 """
@@ -110,7 +112,7 @@ def _head(title: str, results: Results) -> str:
     lines = [f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items()]
     return (
         f'<header>\n<h1>{escape(title)}</h1>\n<p class="intended">{INTENDED_USE}</p>\n'
-        f'<dl class="facts">\n{_lines(lines)}</dl>\n</header>\n<main>\n'
+        f'<dl class="facts">\n{_lines(lines)}</dl>\n</header>\n'
     )
 
 
@@ -143,12 +145,12 @@ def _conventions(results: Results) -> str:
     if "hd95" in keys:
         said += (
             " By the BraTS conventions two empty masks have an HD95 of 0 mm, and an empty and a "
-            "non-empty one 373.13 mm."
+            f"non-empty one {HD95_MISSED:g} mm."
         )
     return said
 
 
-def _summary_cell(row: Mapping[str, float], metric: Metric) -> str:
+def _summary_cell(row: Mapping[str, float], metric: MetricView) -> str:
     mean = _mean_and_interval(row, metric)
     if not mean:
         return f"<td>{_UNDEFINED}</td>"
@@ -163,7 +165,7 @@ def _summary_cell(row: Mapping[str, float], metric: Metric) -> str:
     return f"<td>{escape(mean)}<small>{escape(', '.join(below))}</small></td>"
 
 
-def _mean_and_interval(row: Mapping[str, float], metric: Metric) -> str:
+def _mean_and_interval(row: Mapping[str, float], metric: MetricView) -> str:
     mean, low, high = (
         row.get(f"{metric.key}_{key}", math.nan) for key in ("mean", "ci_low", "ci_high")
     )
@@ -196,7 +198,7 @@ within 1.5 times the box. Distances are on a logarithmic scale from 1 mm on.</p>
 """
 
 
-def _described(metric: Metric, values: Mapping[str, Sequence[float]]) -> str:
+def _described(metric: MetricView, values: Mapping[str, Sequence[float]]) -> str:
     """What a plot shows, for those who do not see it."""
     parts = []
     for region, cases in values.items():
@@ -222,7 +224,7 @@ the left. Solid outlines: truth; dashed: prediction.</p>
 """
 
 
-def _card(rank: int, case: Case, metrics: Sequence[Metric], picture: bytes) -> str:
+def _card(rank: int, case: Case, metrics: Sequence[MetricView], picture: bytes) -> str:
     name = escape(case.name)
     heads = "".join(f'<th scope="col">{escape(metric.label)}</th>' for metric in metrics)
     rows = []
@@ -245,7 +247,7 @@ def _card(rank: int, case: Case, metrics: Sequence[Metric], picture: bytes) -> s
 
 
 def _all_cases(results: Results, pictures: Mapping[str, bytes]) -> str:
-    groups: dict[str, list[Metric]] = {}
+    groups: dict[str, list[MetricView]] = {}
     for metric in results.metrics:
         groups.setdefault(metric.group, []).append(metric)
     tables = []
@@ -256,32 +258,31 @@ def _all_cases(results: Results, pictures: Mapping[str, bytes]) -> str:
     return f"""<section aria-labelledby="cases">
 <h2 id="cases">All cases, worst first</h2>
 {_lines(tables)}</section>
-</main>
 """
 
 
 def _table_of_cases(
-    group: str, metrics: Sequence[Metric], results: Results, pictures: Mapping[str, bytes]
+    group: str, metrics: Sequence[MetricView], results: Results, pictures: Mapping[str, bytes]
 ) -> str:
     over = ['<th scope="col" rowspan="2" data-column="0">Case</th>']
     over.append('<th scope="col" rowspan="2" data-column="1">Mean Dice</th>')
-    under = []
-    for metric in metrics:
-        over.append(
-            f'<th scope="colgroup" colspan="{len(metric.regions)}" class="start">'
-            f"{escape(metric.label)}</th>"
-        )
-        for region in metric.regions:
-            under.append(f'<th scope="col" data-column="{len(under) + 2}"')
-            under[-1] += f"{_start(metric, region)}>{region}</th>"
+    over += [
+        f'<th scope="colgroup" colspan="{len(metric.regions)}" class="start">'
+        f"{escape(metric.label)}</th>"
+        for metric in metrics
+    ]
+    columns = [(metric, region) for metric in metrics for region in metric.regions]
+    under = [
+        f'<th scope="col" data-column="{number}"{_start(metric, region)}>{region}</th>'
+        for number, (metric, region) in enumerate(columns, 2)
+    ]
     rows = []
     for rank, case in enumerate(results.cases, 1):
         name = escape(case.name)
         name = f'<a href="#case-{rank}">{name}</a>' if case.name in pictures else name
         cells = "".join(
             f"<td{_start(m, region)}>{m.show(case.values[m.key].get(region))}</td>"
-            for m in metrics
-            for region in m.regions
+            for m, region in columns
         )
         rows.append(f'<tr><th scope="row">{name}</th><td>{_dice(case)}</td>{cells}</tr>')
     return f"""<div class="scroll" role="region" aria-label="{escape(group)}" tabindex="0">
@@ -297,7 +298,7 @@ def _table_of_cases(
 """
 
 
-def _start(metric: Metric, region: str) -> str:
+def _start(metric: MetricView, region: str) -> str:
     return ' class="start"' if region == metric.regions[0] else ""
 
 

@@ -13,31 +13,25 @@ from typing import Any
 
 from mod_components.data.layouts import REGIONS
 from mod_components.errors import DataError
+from mod_components.evaluation.scores import METRICS
 
-__all__ = ["Case", "Metric", "Results", "read_results"]
+__all__ = ["Case", "MetricView", "Results", "read_results"]
 
-_OVERLAP, _DETECTION = "Overlap and distance", "Sensitivity and precision"
-_VOLUMES, _LESIONS, _FURTHER = "Volumes", "Lesion by lesion", "Further metrics"
-# title, unit, digits (0: a count), group
-_KNOWN = {
-    "dice": ("Dice", "", 3, _OVERLAP),
-    "hd95": ("HD95", "mm", 1, _OVERLAP),
-    "nsd": ("Surface Dice", "", 3, _OVERLAP),
-    "sensitivity": ("Sensitivity", "", 3, _DETECTION),
-    "precision": ("Precision", "", 3, _DETECTION),
-    "volume_truth": ("True volume", "mL", 1, _VOLUMES),
-    "volume_pred": ("Predicted volume", "mL", 1, _VOLUMES),
-    "volume_error": ("Volume error", "mL", 1, _VOLUMES),
-    "lesion_dice": ("Lesion-wise Dice", "", 3, _LESIONS),
-    "lesion_hd95": ("Lesion-wise HD95", "mm", 1, _LESIONS),
-    "lesions_truth": ("True lesions", "", 0, _LESIONS),
-    "lesions_found": ("Lesions found", "", 0, _LESIONS),
-    "lesions_false": ("False lesions", "", 0, _LESIONS),
+_GROUPS = {
+    "Overlap and distance": ("dice", "hd95", "nsd"),
+    "Sensitivity and precision": ("sensitivity", "precision"),
+    "Volumes": ("volume_truth", "volume_pred", "volume_error"),
+    "Lesion by lesion": (
+        *("lesion_dice", "lesion_hd95"),
+        *("lesions_truth", "lesions_found", "lesions_false"),
+    ),
 }
+_FURTHER = "Further metrics"
+_TITLES = {metric.key: (metric.title, metric.unit) for metric in METRICS}
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricView:
     """A metric of an evaluation and how to show it.
 
     Attributes:
@@ -100,7 +94,7 @@ class Results:
         notes: what the evaluation says of itself.
     """
 
-    metrics: list[Metric]
+    metrics: list[MetricView]
     cases: list[Case]
     summary: Mapping[str, Mapping[str, float]]
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -128,21 +122,21 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
     return Results(metrics, cases, _rows(root / "metrics_summary.csv", "region"), _notes(root))
 
 
-def _metrics(row: Mapping[str, float]) -> list[Metric]:
+def _metrics(row: Mapping[str, float]) -> list[MetricView]:
     """The metrics that the columns ``<metric>_<region>`` speak of."""
     regions: dict[str, list[str]] = {}
     for column in row:
         key, _, region = column.rpartition("_")
         if key and region.upper() in REGIONS:
             regions.setdefault(key, []).append(region.upper())
-    return [
-        Metric(
-            key,
-            *_KNOWN.get(key, (key.replace("_", " ").capitalize(), "", 3, _FURTHER)),
-            regions=tuple(found),
-        )
-        for key, found in regions.items()
-    ]
+    return [_view(key, tuple(found)) for key, found in regions.items()]
+
+
+def _view(key: str, regions: tuple[str, ...]) -> MetricView:
+    title, unit = _TITLES.get(key, (key.replace("_", " ").capitalize(), ""))
+    group = next((group for group, keys in _GROUPS.items() if key in keys), _FURTHER)
+    count = key.startswith("lesions_")
+    return MetricView(key, title, unit, 0 if count else 1 if unit else 3, group, regions)
 
 
 def _rows(path: Path, key: str) -> dict[str, dict[str, float]]:

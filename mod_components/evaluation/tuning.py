@@ -253,18 +253,20 @@ def _read_run(folder: Path) -> dict[str, Case]:
                 f"{case['case']}: {path} does not exist: evaluate the run first (evaluate.json "
                 f"with --bundle_root {folder})."
             )
-        truth = nib.load(case["label"])  # type: ignore[attr-defined]
-        masks = [_regions(image, codes) for image in (nib.load(path), truth)]  # type: ignore[attr-defined]
-        if masks[0].shape != masks[1].shape:
+        pred, _ = _read(path, codes)
+        truth, voxel = _read(case["label"], codes)
+        if pred.shape != truth.shape:
             raise DataError(f"{case['case']}: {path} is not on the grid of {case['label']}.")
-        voxel = abs(float(np.linalg.det(truth.affine[:3, :3])))
-        found[case["case"]] = components(*masks, voxel)
+        found[case["case"]] = components(pred, truth, voxel)
     return found
 
 
-def _regions(image: Any, codes: Sequence[int]) -> np.ndarray:
+def _read(path: str | Path, codes: Sequence[int]) -> tuple[np.ndarray, float]:
+    """Regions (3, D, H, W) of a label map, and the volume of its voxels in mm³."""
+    image: Any = nib.load(path)  # type: ignore[attr-defined]
     labels = torch.from_numpy(np.asarray(image.dataobj).astype(np.int64))[None]
-    return labels_to_regions(labels, codes).numpy()  # (3, D, H, W)
+    voxel = abs(float(np.linalg.det(image.affine[:3, :3])))
+    return labels_to_regions(labels, codes).numpy(), voxel
 
 
 def _refuse_other_evaluations(path: Path) -> None:

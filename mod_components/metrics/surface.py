@@ -2,20 +2,21 @@
 
 A surface is the voxels of a mask with one of their six neighbours outside it; what lies beyond the
 border of the volume is outside. So a mask has the same surface in any box that holds it, and only
-the box of the two masks is looked at. The nearest voxel of the other surface comes from a k-d
-tree: the values are those of MONAI's ``compute_hausdorff_distance(percentile=95)`` and
-``compute_surface_dice`` (Nikolov et al., https://arxiv.org/abs/1809.04430, with surface voxels
-counted alike), wherever those are defined.
+the box of the two masks is looked at. The nearest voxel of the other surface comes from a search
+of the neighbourhood and, farther away, from a k-d tree: the values are those of MONAI's
+``compute_hausdorff_distance(percentile=95)`` and ``compute_surface_dice`` (Nikolov et al.,
+https://arxiv.org/abs/1809.04430, with surface voxels counted alike), wherever those are defined.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -33,6 +34,9 @@ __all__ = [
 
 HD95_MISSED = 373.13
 """HD95 in mm where one of the two masks is empty: about the diagonal of a BraTS volume."""
+
+REACH = 3
+"""Voxels around a surface voxel that are looked at before a tree is asked."""
 
 NSD_TOLERANCE = 1.0
 """Distance in mm up to which two surfaces count as the same."""
@@ -148,20 +152,68 @@ def surface_distances(
         ``truth``,), float32; an empty mask has no voxels, and the other one's are ``inf`` away.
     """
     box = bounding_box(pred | truth)
-    points = [_surface_points(mask[box], spacing) for mask in (pred, truth)]
-    # An unbalanced tree is built twice as fast, and answers as fast on surfaces.
-    trees = [cKDTree(p, leafsize=32, balanced_tree=False) for p in points]
-    there, back = trees[1].query(points[0])[0], trees[0].query(points[1])[0]
+    surfaces = [_surface(mask[box]) for mask in (pred, truth)]
+    points = [np.argwhere(surface) for surface in surfaces]
+    there = _nearest(points[0], surfaces[1], points[1], spacing)
+    back = _nearest(points[1], surfaces[0], points[0], spacing)
     # In MONAI's precision: thresholds and percentiles then see the very same numbers.
     return torch.from_numpy(there).float(), torch.from_numpy(back).float()
 
 
-def _surface_points(
-    mask: NDArray[np.bool_], spacing: tuple[float, float, float]
+def _surface(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Voxels of a mask (d, h, w) with a neighbour outside it."""
+    padded = np.pad(mask, 1)
+    inside = mask.copy()
+    for axis in range(3):  # slices are seven times faster than an erosion
+        for neighbour in (slice(None, -2), slice(2, None)):
+            shifted = [slice(1, -1)] * 3
+            shifted[axis] = neighbour
+            inside &= padded[tuple(shifted)]
+    return mask & ~inside
+
+
+def _nearest(
+    points: NDArray[np.intp],
+    surface: NDArray[np.bool_],
+    others: NDArray[np.intp],
+    spacing: tuple[float, float, float],
 ) -> NDArray[np.float64]:
-    """Surface voxels of a mask (d, h, w) in mm, (n, 3)."""
-    surface = mask & ~ndimage.binary_erosion(mask)
-    return np.argwhere(surface) * np.array(spacing)
+    """Distance in mm of voxels (n, 3) to the nearest one of a surface (d, h, w), at ``others``.
+
+    Most of a good prediction's surface lies within a few voxels of the true one: those are found
+    by looking around, nearest places first, and only the rest asks a tree.
+    """
+    distances = np.full(len(points), np.inf)
+    if not len(others):
+        return distances
+    offsets, lengths = _around(spacing)
+    padded = np.pad(surface, REACH)
+    strides = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
+    seen = padded.ravel()
+    left = np.arange(len(points))
+    at = (points + REACH) @ strides
+    for step, length in zip(offsets @ strides, lengths, strict=True):
+        hit = seen[at + step]
+        distances[left[hit]] = length
+        left, at = left[~hit], at[~hit]
+    if len(left):
+        # An unbalanced tree is built twice as fast, and answers as fast on surfaces.
+        tree = cKDTree(others * spacing, leafsize=32, balanced_tree=False)
+        distances[left] = tree.query(points[left] * spacing)[0]
+    return distances
+
+
+@lru_cache
+def _around(
+    spacing: tuple[float, float, float],
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Steps (n, 3) to all voxels of a ball and their lengths in mm (n,), the shortest first."""
+    steps = np.array(list(product(range(-REACH, REACH + 1), repeat=3)))
+    lengths = np.linalg.norm(steps * spacing, axis=1)
+    order = np.argsort(lengths, kind="stable")
+    # the largest ball that is all there; a voxel in the cube's corner may be farther than others
+    order = order[lengths[order] <= REACH * min(spacing)]
+    return steps[order], lengths[order]
 
 
 def hd95_of_distances(distances: tuple[Tensor, Tensor]) -> float:

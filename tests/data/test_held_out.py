@@ -90,7 +90,7 @@ def test_folds_together_have_seen_every_case_where_none_is_fixed(
     data: Path, tmp_path: Path
 ) -> None:
     folds = checkpoints(data, tmp_path, (0, 1))
-    with pytest.raises(DataError, match="each labelled case .* trained one of the 2 checkpoints"):
+    with pytest.raises(DataError, match=r"each labelled case .* trained one of the 2 checkpoints"):
         prepare_evaluation(checkpoint=folds)
     with pytest.raises(SettingsError, match="leave out --fold"):
         prepare_evaluation(checkpoint=folds, fold=0)

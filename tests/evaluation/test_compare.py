@@ -20,10 +20,10 @@ KEYS = [metric.key for metric in METRICS]
 
 
 def write(folder: Path, values: dict[str, np.ndarray], keys: list[str] = KEYS) -> Path:
-    """An evaluation whose every metric is (cases' ids →) the same three values."""
+    """An evaluation in which all metrics of a case have the same three values, by case."""
     columns = [f"{key}_{region}" for key in keys for region in REGIONS]
     rows = [
-        {"case": case, **{c: float(v) for c, v in zip(columns, np.tile(three, len(keys)))}}
+        {"case": case, **dict(zip(columns, np.tile(three, len(keys)).tolist(), strict=True))}
         for case, three in values.items()
     ]
     write_csv(folder / "metrics_per_case.csv", ["case", *columns], rows)

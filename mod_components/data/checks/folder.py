@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mod_components.data.checks.facts import CaseFacts
 from mod_components.data.checks.problem import ERROR, WARNING, Problem
+from mod_components.data.checks.volume import brief
 from mod_components.data.datalist import SPLITS_FILE, make_datalist
 from mod_components.data.layouts import CaseRecord
 from mod_components.errors import DataError
@@ -26,7 +27,7 @@ _FOLDER_KINDS = (
 )
 
 
-def folder_problem(root: str, error: DataError) -> Problem:
+def folder_problem(root: str, error: Exception) -> Problem:
     """Why a folder can't be read at all.
 
     no-folder, no-case, mixed-layouts, case-twice, bad-dataset-json; unreadable-folder for the rest.
@@ -36,6 +37,8 @@ def folder_problem(root: str, error: DataError) -> Problem:
         if sign in text and mend in text:
             cut = text.rindex(mend)
             return Problem("", root, ERROR, text[:cut].rstrip(" ."), text[cut:].rstrip("."), kind)
+    if not isinstance(error, DataError):
+        text = f"can't be read ({brief(error)})"
     return Problem("", root, ERROR, text, "give the folder that was meant", "unreadable-folder")
 
 
@@ -59,7 +62,7 @@ def _splits(root: str, records: Sequence[CaseRecord]) -> Iterator[Problem]:
     if os.path.exists(path) and ready:
         try:
             make_datalist(root)
-        except DataError as error:
+        except (DataError, RecursionError) as error:
             mend = 'write {"train": [ids], "validation": [ids]}, or remove the file'
             yield Problem("", path, ERROR, str(error), mend, "bad-splits")
 
@@ -69,7 +72,7 @@ def _split_of(root: str) -> dict[str, str]:
     try:
         content = json.loads(Path(root, SPLITS_FILE).read_text(encoding="utf-8"))
         return {str(case): part for part in ("train", "validation") for case in content[part]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

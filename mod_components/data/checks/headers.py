@@ -54,23 +54,29 @@ def dimensions(case: Case) -> Iterator[Problem]:
 def affines(case: Case) -> Iterator[Problem]:
     """The affine means something, by itself.
 
-    bad-affine: not finite, or singular (a voxel has no volume). voxel-size (warning): a voxel
-    measures less than 0.2 or more than 10 mm, or the header's own voxel sizes are not positive.
+    bad-affine: not finite, or singular (a voxel has no volume). voxel-size (warning, once a case):
+    a voxel measures less than 0.2 or more than 10 mm, or the voxel size that the header states
+    beside its affine differs from the affine's by more than 1%.
     """
+    said: set[str] = set()
     for volume in case.readable:
         if not volume.has_grid:
             message = "its affine is not finite or has an axis without length"
             yield case.error("bad-affine", volume.path, message, _CONVERT_AGAIN)
-            continue
-        low, high = _PLAUSIBLE_MM
-        sizes = " × ".join(f"{size:.3g}" for size in volume.spacing)
-        if not all(low <= size <= high for size in volume.spacing):
-            message = f"voxels of {sizes} mm are implausible for a head scan"
+        elif (message := _doubtful_size(volume)) and message not in said:
+            said.add(message)
             yield case.warning("voxel-size", volume.path, message, _CONVERT_AGAIN)
-        elif not all(size > 0 for size in volume.pixdim):
-            stated = ", ".join(f"{size:.3g}" for size in volume.pixdim)
-            message = f"its pixdim is {stated}; the affine's {sizes} mm are used"
-            yield case.warning("voxel-size", volume.path, message, _CONVERT_AGAIN)
+
+
+def _doubtful_size(volume: Volume) -> str:
+    low, high = _PLAUSIBLE_MM
+    sizes = " × ".join(f"{size:.3g}" for size in volume.spacing)
+    if volume.contradicts_itself:
+        stated = ", ".join(f"{size:.3g}" for size in volume.pixdim)
+        return f"its pixdim ({stated}) contradicts its affine; it is loaded with {sizes} mm"
+    if not all(low <= size <= high for size in volume.spacing):
+        return f"voxels of {sizes} mm are implausible for a head scan"
+    return ""
 
 
 def grids(case: Case) -> Iterator[Problem]:

@@ -103,7 +103,7 @@ def check_folder(
     root = os.path.abspath(os.path.expanduser(os.fspath(dataset_dir)))
     try:
         layout, records = read_folder(root, legacy_et)
-    except DataError as error:
+    except (DataError, OSError, RecursionError) as error:  # the last: JSON nested without end
         return CheckResult(root, "", (), (folder_problem(root, error),), fast)
     found = list(examine(records, layout, full=not fast, workers=workers, progress=progress))
     facts = tuple(fact for fact, _ in found)

@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 
 import nibabel as nib
 import numpy as np
+from monai.data.utils import correct_nifti_header_if_necessary
 from nibabel.volumeutils import apply_read_scaling
 
 COPY_AGAIN = "copy or download it again"
@@ -24,7 +25,10 @@ MAX_DEFLATE_RATIO = 1032
 _MAX_HEADER_BYTES = 16 * 2**20
 _MAX_TRAILING_BYTES = 2**20
 _PIECE = 4 * 2**20
-_HEADER_CLASSES = (nib.Nifti1Header, nib.Nifti2Header)
+_IMAGES: dict[type, type] = {
+    nib.Nifti1Header: nib.Nifti1Image,
+    nib.Nifti2Header: nib.Nifti2Image,
+}
 # nibabel's own error level; what it mends by itself (below 40) is not said on the console.
 _NIBABEL_ERROR_LEVEL = 40
 _silent = logging.getLogger(f"{__name__}.nibabel")
@@ -51,8 +55,9 @@ class Volume:
     Attributes:
         path: the file.
         shape: the header's shape; empty where it can't be read.
-        affine: (4, 4), voxel indices to mm.
+        affine: (4, 4), voxel indices to mm, as MONAI's reader takes it.
         pixdim: voxel sizes in mm as the header states them beside the affine.
+        contradicts_itself: whether ``pixdim`` and the stored affine differ by more than 1%.
         error: why the file can't be used; None for a good header.
         trailing: whether more than 1 MiB follows the voxels; known once they have been read.
     """
@@ -64,6 +69,7 @@ class Volume:
         self.pixdim: tuple[float, ...] = ()
         self.error: VolumeError | None = None
         self.trailing = False
+        self.contradicts_itself = False
         try:
             self._read_header()
         except VolumeError as error:
@@ -134,9 +140,23 @@ class Volume:
         self._expect_room(size)
         try:
             self.affine = np.asarray(header.get_best_affine(), dtype=float)
+            if self.has_grid:
+                self._follow_reader(header)
         except Exception as error:
             message = f"its header has no valid affine ({brief(error)})"
             raise VolumeError("bad-affine", message, "convert the original scan again") from error
+
+    def _follow_reader(self, header: Any) -> None:
+        """Take the affine that MONAI's reader makes of a header which contradicts itself.
+
+        Where the voxel size beside the affine (pixdim) is another one, the reader trusts that and
+        takes the affine of the quaternions.
+        """
+        stated = np.abs(self.pixdim)
+        self.contradicts_itself = not np.allclose(stated, self.spacing, rtol=0.01)
+        empty = np.broadcast_to(np.uint8(0), self.shape)
+        image = _IMAGES[type(header)](empty, self.affine, header)
+        self.affine = np.asarray(correct_nifti_header_if_necessary(image).affine, dtype=float)
 
     def _file_size(self) -> int:
         if os.path.islink(self.path) and not os.path.exists(self.path):
@@ -209,7 +229,9 @@ class Volume:
 def _parse(file: IO[bytes]) -> Any:
     """nibabel's header of a NIfTI-1 or NIfTI-2 file, its fields not checked yet."""
     start = file.read(1024)
-    kinds = [kind for kind in _HEADER_CLASSES if kind.may_contain_header(start)]
+    kinds = [
+        kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(start)
+    ]
     if not kinds:
         raise VolumeError("not-nifti", "not a readable NIfTI file (no NIfTI header)")
     kind = kinds[0]

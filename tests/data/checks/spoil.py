@@ -40,7 +40,9 @@ def set_header(path: Path, **fields: object) -> None:
 
 
 def set_affine(path: Path, affine: np.ndarray) -> None:
-    set_header(path, **dict(zip(AFFINE_FIELDS, affine[:3], strict=True)), sform_code=1)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    rows = dict(zip(AFFINE_FIELDS, affine[:3], strict=True))
+    set_header(path, **rows, sform_code=1, pixdim=[1, *sizes, 0, 0, 0, 0])
 
 
 def every(root: Path, spoil: Callable[[Path], object], *, label: bool = True) -> None:

@@ -204,13 +204,6 @@ DAMAGES = [
     doubt("T1 for T1ce", lambda r: swap(r, "t1", "t1ce"), "swapped-modalities", "t1ce", "rename"),
     doubt("T2 for FLAIR", lambda r: swap(r, "t2", "flair"), "swapped-modalities", "t2", "rename"),
     doubt(
-        "pixdim of 0",
-        lambda r: set_header(at(r, "t1"), pixdim=[1, 0, 2.5, 2.5, 0, 0, 0, 0]),
-        "voxel-size",
-        "t1",
-        "convert the original",
-    ),
-    doubt(
         "more than stated",
         lambda r: at(r, "t1").write_bytes(
             gzip.compress(gzip.decompress(at(r, "t1").read_bytes()) + bytes(2**21))
@@ -312,6 +305,20 @@ FOLDER_DAMAGES = [
         "Correct the names",
     ),
     ("splits.json", write_text("splits.json", "[]"), "bad-splits", "error", '"train": [ids]'),
+    (
+        "JSON without end",
+        lambda r: as_task01(r, "[" * 100_000),
+        "unreadable-folder",
+        "error",
+        "give the folder",
+    ),
+    (
+        "splits.json without end",
+        write_text("splits.json", "[" * 100_000),
+        "bad-splits",
+        "error",
+        '"train": [ids]',
+    ),
     (
         "unknown id in splits.json",
         lambda r: split(r, ["Sample_001"], ["Nobody"]),

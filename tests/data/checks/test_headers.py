@@ -12,6 +12,8 @@ import pytest
 from monai.data import NibabelReader
 
 from mod_components.data import DataError, Problem, check_cases, find_layout, refuse_bad_cases, scan
+from mod_components.data.checks.volume import Volume
+from tests.data.checks.spoil import set_header
 from tests.data.folders import (
     NEW,
     OLD,
@@ -139,6 +141,29 @@ def test_affines_that_the_reader_cannot_stack_are_an_error(tmp_path: Path) -> No
     reader = NibabelReader()  # what the rule stands for
     with pytest.raises(RuntimeError, match="affine matrix of all images should be the same"):
         reader.get_data(reader.read([folder / f"Odd_{name}.nii.gz" for name in ("t1ce", "t2")]))
+
+
+def test_header_that_contradicts_itself(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "Odd", "Odd")
+    path = folder / "Odd_t1.nii.gz"
+    set_header(path, pixdim=[1, 2, 1, 1, 0, 0, 0, 0])
+    affine = NibabelReader().read(str(path)).affine  # where the network will find it
+    np.testing.assert_array_equal(Volume(str(path)).affine, affine)
+    assert affine[0, 0] == 2
+    assert nib.load(path).affine[0, 0] == 1
+    contradiction, misaligned = check(tmp_path)
+    assert (contradiction.kind, contradiction.severity) == ("voxel-size", "warning")
+    assert "its pixdim (2, 1, 1) contradicts its affine" in contradiction.message
+    assert (misaligned.kind, misaligned.severity) == ("misaligned", "error")
+
+
+def test_implausible_voxels_are_said_once_a_case(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "Odd", "Odd")
+    for name in (*OLD, "seg"):
+        write_volume(folder / f"Odd_{name}.nii.gz", label_map(), np.diag([12.0, 12, 12, 1]))
+    (problem,) = check(tmp_path)
+    assert problem.message == "voxels of 12 × 12 × 12 mm are implausible for a head scan"
+    assert (problem.kind, problem.severity) == ("voxel-size", "warning")
 
 
 def test_label_beside_its_scan(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
