@@ -263,7 +263,7 @@ def _read_run(folder: Path) -> dict[str, Case]:
 
 def _read(path: str | Path, codes: Sequence[int]) -> tuple[np.ndarray, float]:
     """Regions (3, D, H, W) of a label map, and the volume of its voxels in mm³."""
-    image: Any = nib.load(path)  # type: ignore[attr-defined]
+    image: Any = nib.load(path)
     labels = torch.from_numpy(np.asarray(image.dataobj).astype(np.int64))[None]
     voxel = abs(float(np.linalg.det(image.affine[:3, :3])))
     return labels_to_regions(labels, codes).numpy(), voxel
