@@ -30,7 +30,7 @@ def unreadable(case: Case) -> Iterator[Problem]:
     """Every file is there, is NIfTI, and can hold what its header promises (see ``Volume``).
 
     dangling-link, not-a-file, empty-file, no-permission, wrong-extension, not-nifti, bad-header,
-    bad-dimensions, bad-type, too-large (more than 512³ voxels a volume), truncated (the file is
+    bad-dimensions, bad-type, too-large (more than 512³ voxels a volume, or 1 GiB), truncated (the file is
     smaller than the header's promise, for .gz than a 1032nd of it), bad-affine.
     """
     for volume in case.volumes:

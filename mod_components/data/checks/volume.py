@@ -20,6 +20,7 @@ COPY_AGAIN = "copy or download it again"
 
 # 512 MiB as the 32-bit floats that a network sees; the largest published head scans have 0.4 of it.
 MAX_VOXELS = 512**3
+MAX_BYTES = 2**30
 # Deflate can't pack more tightly (zlib.net/zlib_tech.html).
 MAX_DEFLATE_RATIO = 1032
 _MAX_HEADER_BYTES = 16 * 2**20
@@ -133,8 +134,8 @@ class Volume:
         if self.dtype.kind not in "biuf" or self.dtype.itemsize > 8:
             message = f"its voxels are of type {self.dtype}, which is no plain number"
             raise VolumeError("bad-type", message, "store grey values as integers or floats")
-        if math.prod(self.shape[:3]) > MAX_VOXELS:
-            message = f"its header states {self.shape} voxels, more than 512 MiB a volume"
+        if math.prod(self.shape[:3]) > MAX_VOXELS or self._promised > MAX_BYTES:
+            message = f"its header states {self.shape} voxels, more than a head scan can have"
             mend = f"{COPY_AGAIN}, or resample it: a head scan has about 9 million voxels"
             raise VolumeError("too-large", message, mend)
         self._expect_room(size)
