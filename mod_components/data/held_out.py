@@ -70,6 +70,7 @@ def prepare_evaluation(
         )
     path = Path(datalist) if datalist else Path(checkpoints[0]).with_name(DATALIST)
     content = load_datalist(path) if datalist or path.is_file() else None
+    sample = not dataset_dir and (content is None or content.get("name") == SAMPLE)
     root = full_path(dataset_dir) or (
         content["dataset_dir"] if content else sample_folder("evaluation")
     )
@@ -83,7 +84,6 @@ def prepare_evaluation(
     cases = [case for case in cases if case["case"] in usable]
     _refuse_overwriting(cases, output_dir)
     _tell_of_unlabelled(cases, content)
-    sample = not dataset_dir and (content or {}).get("name", SAMPLE) == SAMPLE
     name = SAMPLE if sample else data_name(root)
     notes: dict[str, Any] = {"data": name}
     if sample:
