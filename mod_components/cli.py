@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json as as_json
+import os
 import sys
 from pathlib import Path
 
-from mod_components.errors import show_plain_errors
+from fire.decorators import SetParseFn
+
+from mod_components.errors import SettingsError, show_plain_errors
+from mod_components.settings import flag
 
 __all__ = ["main"]
 
@@ -37,13 +41,15 @@ class Commands:
 
         print(make_sample(folder or None, cases=cases))
 
+    # Words stay words: a folder may be called 2021, or a,b.
+    @SetParseFn(str)
     def check(
         self,
-        folder: str,
-        json: bool = False,
-        fast: bool = False,
-        workers: int = 0,
-        legacy_et: bool = False,
+        folder: str = "",
+        json: bool | str = False,
+        fast: bool | str = False,
+        workers: int | str = 0,
+        legacy_et: bool | str = False,
     ) -> None:
         """Read a data set, list its cases and everything that is wrong; exit 1 on errors.
 
@@ -51,22 +57,29 @@ class Commands:
             folder: a folder in a layout that training understands.
             json: print JSON instead of tables.
             fast: headers and label codes alone, as before every training.
-            workers: cases read at a time; as many as there are cores by default.
+            workers: cases read at a time; by default one a core, and 8 at most.
             legacy_et: as for training.
         """
         from mod_components.data import check_folder
 
-        result = check_folder(folder, legacy_et=legacy_et, fast=fast, workers=workers or None)
-        print(as_json.dumps(result.as_dict(), indent=4) if json else result.table())
+        folder, json = _behind_a_switch(folder, json)
+        folder, fast = _behind_a_switch(folder, fast)
+        if not folder:
+            raise SettingsError("check: give the folder of a data set.")
+        result = check_folder(
+            folder, legacy_et=flag(legacy_et), fast=flag(fast), workers=_count(workers) or None
+        )
+        print(as_json.dumps(result.as_dict(), indent=4) if flag(json) else result.table())
         sys.exit(result.exit_code)
 
+    @SetParseFn(str)
     def view(
         self,
         case: str,
         pred: str = "",
         output: str = "",
         dataset_dir: str = "",
-        legacy_et: bool = False,
+        legacy_et: bool | str = False,
     ) -> None:
         """Draw a case into a PNG: three planes, four modalities, truth and prediction outlined.
 
@@ -81,15 +94,16 @@ class Commands:
 
         print(
             view_case(
-                str(case),
+                case,
                 pred or None,
                 output or None,
-                dataset_dir=str(dataset_dir),
-                legacy_et=legacy_et,
+                dataset_dir=dataset_dir,
+                legacy_et=flag(legacy_et),
             )
         )
 
-    def compare(self, a: str, b: str, json: bool = False) -> None:
+    @SetParseFn(str)
+    def compare(self, a: str, b: str, json: bool | str = False) -> None:
         """Compare two evaluations of the same cases, pair by pair.
 
         Args:
@@ -100,8 +114,11 @@ class Commands:
         from mod_components.evaluation.compare import compare
 
         result = compare(a, b)
-        print(as_json.dumps(result.as_dict(), indent=4) if json else "\n".join(result.table()))
+        print(
+            as_json.dumps(result.as_dict(), indent=4) if flag(json) else "\n".join(result.table())
+        )
 
+    @SetParseFn(str)
     def tune(self, *runs: str) -> None:
         """Choose post-processing thresholds on held-out folds; store them beside each model.
 
@@ -129,9 +146,30 @@ class Commands:
         print(output)
 
 
+def _behind_a_switch(folder: str, switch: bool | str) -> tuple[str, bool | str]:
+    """``--json FOLDER`` reaches Fire as the switch's value: take it as the folder it is."""
+    if folder or not isinstance(switch, str) or switch.lower() in ("true", "false"):
+        return folder, switch
+    return switch, True
+
+
+def _count(value: int | str) -> int:
+    text = str(value)
+    if not text.isdecimal():
+        raise SettingsError(f"workers must be a whole number from 0 (one a core), got {value!r}.")
+    return int(text)
+
+
 def main() -> None:
     """Run the verb that the command line names."""
     import fire
 
     show_plain_errors()
-    fire.Fire(Commands, name="python -m mod_components")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console may not know → or the bytes of a file name
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        fire.Fire(Commands, name="python -m mod_components")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

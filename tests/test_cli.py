@@ -80,3 +80,38 @@ def test_tune(tmp_path: Path) -> None:
     done = run_python("-m", "mod_components", "tune", runs[0], cwd=tmp_path)
     assert done.returncode != 0
     assert done.stderr.startswith("error: tune needs the runs of at least two folds")
+
+
+def test_words_stay_words(data: Path, tmp_path: Path) -> None:
+    """Fire would make a number of 2021 and a tuple of a,b; a switch may come first."""
+    for name in ("2021", "a,b"):
+        shutil.copytree(data, tmp_path / name)
+        done = run_python("-m", "mod_components", "check", "--fast", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "headers and label maps only" in done.stdout
+    done = run_python("-m", "mod_components", "check", "--json", "2021", cwd=tmp_path)
+    assert len(json.loads(done.stdout)["cases"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check"], "error: check: give the folder"),
+        (["check", "2021", "--workers", "many"], "error: workers must be a whole number"),
+        (["check", "2021", "--fast", "maybe"], "error: expected true or false, got 'maybe'"),
+        (["compare", "no", "where"], "error: "),
+    ],
+)
+def test_plain_errors(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run_python("-m", "mod_components", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_console_without_our_letters(tmp_path: Path) -> None:
+    command = ("-m", "mod_components", "check", "nowhere")
+    done = run_python(*command, cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode == 1
+    assert "does not exist" in done.stdout
+    assert "Traceback" not in done.stderr

@@ -83,7 +83,8 @@ def prepare_evaluation(
     layout, usable = checked(root, cases, flag(legacy_et), flag(skip_bad_cases))
     cases = [case for case in cases if case["case"] in usable]
     _refuse_overwriting(cases, output_dir)
-    _tell_of_unlabelled(cases, content)
+    for member in checkpoints:
+        _tell_what_was_seen(cases, Path(member).with_name(DATALIST))
     name = SAMPLE if sample else data_name(root)
     notes: dict[str, Any] = {"data": name}
     if sample:
@@ -111,10 +112,19 @@ def _held_out(
     path: Path,
 ) -> list[Case]:
     """Cases of one checkpoint's fold, or all labelled ones of a folder it was not trained on."""
-    if content is not None and _holds(root, content):
+    present = _present(root)
+    if content is not None and _listed(content) & present:
         cases = select(content, content.get("fold", -1) if fold is None else fold, root)[1]
-        logger.info("evaluating the %d held-out cases of %s", len(cases), root)
-        return cases
+        kept = [case for case in cases if case["case"] in present]
+        if not kept:
+            raise DataError(
+                f"{root} holds cases that the network was trained on and none that it was not "
+                f"({path}): give the folder with the held-out cases, or another data set."
+            )
+        if gone := sorted(case["case"] for case in cases if case["case"] not in present):
+            logger.warning("%s lacks %d held-out cases: %s", root, len(gone), ", ".join(gone[:10]))
+        logger.info("evaluating the %d held-out cases of %s", len(kept), root)
+        return kept
     if fold is not None or datalist:
         raise DataError(
             f"{path} does not split the cases of {root}: leave out --fold and --datalist to "
@@ -128,8 +138,7 @@ def _held_out(
 def _unseen(checkpoints: Sequence[str], root: str) -> list[Case]:
     """Cases of a folder that none of several checkpoints was trained on."""
     cases = {case["case"]: case for case in _labelled(root)}
-    seen: set[str] = set()
-    listed = set(cases)
+    chosen = set(cases)
     for path in (Path(checkpoint).with_name(DATALIST) for checkpoint in checkpoints):
         if not path.is_file():
             logger.warning(
@@ -139,26 +148,30 @@ def _unseen(checkpoints: Sequence[str], root: str) -> list[Case]:
             )
             continue
         content = load_datalist(path)
-        if not _holds(root, content):
-            continue
-        entries = [*content["training"], *content["validation"]]
-        listed &= {entry["case"] for entry in entries}
-        training, _ = select(content, content.get("fold", -1), root)
-        seen |= {case["case"] for case in training}
-    if not (chosen := sorted(listed - seen)):
+        chosen -= _trained(content)
+        if _listed(content) & set(cases):
+            chosen &= _listed(content)
+    if not chosen:
         raise DataError(
             f"each labelled case of {root} trained one of the {len(checkpoints)} checkpoints, so "
             "that there is nothing to judge them on together: give --dataset_dir another folder, "
             "or evaluate each fold by itself."
         )
     logger.info("evaluating the %d cases of %s that no checkpoint has seen", len(chosen), root)
-    return [cases[case] for case in chosen]
+    return [cases[case] for case in sorted(chosen)]
 
 
-def _holds(root: str, content: Mapping[str, Any]) -> bool:
-    """Whether a folder holds all cases of a datalist, so that it is the data set it splits."""
-    listed = {entry["case"] for entry in (*content["training"], *content["validation"])}
-    return listed <= {record.case for record in read_folder(root)[1]}
+def _listed(content: Mapping[str, Any]) -> set[str]:
+    return {entry["case"] for entry in (*content["training"], *content["validation"])}
+
+
+def _trained(content: Mapping[str, Any]) -> set[str]:
+    """Ids of the cases that the run of a datalist was trained on."""
+    return {case["case"] for case in select(content, content.get("fold", -1))[0]}
+
+
+def _present(root: str) -> set[str]:
+    return {record.case for record in read_folder(root)[1]}
 
 
 def _labelled(root: str) -> list[Case]:
@@ -168,14 +181,21 @@ def _labelled(root: str) -> list[Case]:
     return cases
 
 
-def _tell_of_unlabelled(cases: Sequence[Case], content: Mapping[str, Any] | None) -> None:
-    seen = set((content or {}).get("seen_unlabelled", [])) & {case["case"] for case in cases}
-    if seen:
-        logger.warning(
+def _tell_what_was_seen(cases: Sequence[Case], path: Path) -> None:
+    """Warn where a checkpoint's own datalist says that it knows some of the cases."""
+    if not path.is_file():
+        return
+    content = load_datalist(path)
+    ids = {case["case"] for case in cases}
+    for seen, how in (
+        (_trained(content), "the network was trained on %d of these cases: %s"),
+        (
+            set(content.get("seen_unlabelled", [])),
             "MOD's losses saw the scans (not the labels) of %d of these cases in training: %s",
-            len(seen),
-            ", ".join(sorted(seen)[:10]),
-        )
+        ),
+    ):
+        if known := sorted(seen & ids):
+            logger.warning(how, len(known), ", ".join(known[:10]))
 
 
 def _refuse_overwriting(cases: Sequence[Mapping[str, Any]], output_dir: str) -> None:

@@ -92,6 +92,8 @@ def prepare_training(
     root = full_path(dataset_dir)
     if source:
         content = load_datalist(source)
+        if not resumed:
+            content.pop("left_out", None)
         if not root and content.get("name") != SAMPLE:
             raise DataError(
                 f"{source} splits {content['dataset_dir']}: give --dataset_dir that folder too."
@@ -101,9 +103,12 @@ def prepare_training(
         root = root or content["dataset_dir"]
     else:
         root = root or sample_folder("training")
-        content = make_datalist(root, seed=seed, legacy_et=legacy, allow_incomplete=skip)
+        # what is incomplete is reported below, with all else that is wrong
+        content = make_datalist(root, seed=seed, legacy_et=legacy, allow_incomplete=True)
     training, validation = select(content, fold, root)
-    layout, usable = checked(root, training + validation, legacy, skip)
+    wanted = [case for case in training + validation if case["case"] not in left_out(content)]
+    layout, usable = checked(root, wanted, legacy, skip)
+    gone = {case["case"] for case in training + validation} - usable
     training = [case for case in training if case["case"] in usable]
     validation = [case for case in validation if case["case"] in usable]
     if not training or not validation:
@@ -117,6 +122,7 @@ def prepare_training(
         len(validation),
     )
     content = {**content, "dataset_dir": root, "fold": fold, "name": name}
+    content["left_out"] = sorted(gone)
     folder = full_path(unlabelled_dir) or (content.get("unlabelled_dir", "") if resumed else "")
     unlabelled, order = _unlabelled(folder, root, content, skip)
     if unlabelled:
@@ -200,6 +206,11 @@ def checked(
     chosen = [record for record in records if record.case in wanted]
     usable, _ = usable_cases(chosen, layout, skip_bad=skip_bad)
     return layout, {record.case for record in usable}
+
+
+def left_out(content: Mapping[str, Any]) -> set[str]:
+    """Cases that a run to resume left out: mended meanwhile or not, it goes on without them."""
+    return set(content.get("left_out", []))
 
 
 def full_path(folder: str) -> str:

@@ -94,9 +94,9 @@ def test_folds_together_have_seen_every_case_where_none_is_fixed(
         prepare_evaluation(checkpoint=folds)
     with pytest.raises(SettingsError, match="leave out --fold"):
         prepare_evaluation(checkpoint=folds, fold=0)
-    write_cases(tmp_path / "other", 2)
+    write_case(tmp_path / "other" / "Other", "Other")
     prepared = prepare_evaluation(str(tmp_path / "other"), checkpoint=folds)
-    assert ids(prepared.validation) == {"Case_00", "Case_01"}
+    assert ids(prepared.validation) == {"Other"}
 
 
 def test_backbones_of_one_fold_are_judged_on_it(
@@ -121,3 +121,39 @@ def test_scans_that_mod_saw_without_labels_are_told(
     save_datalist(prepared.datalist, tmp_path / "datalist.json")
     prepare_evaluation(str(tmp_path / "new"), checkpoint=str(tmp_path / "model.pt"))
     assert "saw the scans (not the labels) of 1 of these cases in training: New" in caplog.text
+
+
+def test_no_training_case_is_judged_when_some_cases_are_gone(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held_out = trained(data, tmp_path / "models", fold=2)
+    checkpoint = str(tmp_path / "models" / "model.pt")
+    lost, kept = sorted(held_out)
+    shutil.rmtree(data / lost)
+    assert ids(prepare_evaluation(str(data), checkpoint=checkpoint).validation) == {kept}
+    assert f"lacks 1 held-out cases: {lost}" in caplog.text
+    training = next(path for path in data.iterdir() if path.name not in held_out)
+    with pytest.raises(DataError, match="trained on and none that it was not"):
+        prepare_evaluation(str(training), checkpoint=checkpoint)
+    shutil.rmtree(training)
+    assert ids(prepare_evaluation(str(data), checkpoint=checkpoint).validation) == {kept}
+
+
+def test_no_training_case_is_judged_by_folds_when_some_cases_are_gone(
+    data: Path, tmp_path: Path
+) -> None:
+    names = [f"Case_{index:02d}" for index in range(10)]
+    (data / "splits.json").write_text(json.dumps({"train": names[:8], "validation": names[8:]}))
+    folds = checkpoints(data, tmp_path, (0, 1, 2))
+    (data / "splits.json").unlink()
+    shutil.rmtree(data / "Case_00")
+    prepared = prepare_evaluation(str(data), checkpoint=folds)
+    assert ids(prepared.validation) == {"Case_08", "Case_09"}
+
+
+def test_judging_what_was_trained_on_is_told(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(data, tmp_path / "models", fold=2)
+    prepare_evaluation(str(data), fold=1, checkpoint=str(tmp_path / "models" / "model.pt"))
+    assert "the network was trained on 2 of these cases" in caplog.text

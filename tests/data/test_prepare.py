@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -142,7 +143,8 @@ def test_bad_cases_are_refused_or_left_out(
     before = prepare_training(str(data), ckpt_dir=str(tmp_path))
     (data / "Case_04" / "Case_04_flair.nii.gz").unlink()
     (data / "Case_07" / "Case_07_t1.nii.gz").write_bytes(b"garbage")
-    with pytest.raises(DataError, match="Case_04 lacks FLAIR"):
+    refusal = r"(?s)Case_04.*no file for FLAIR.*Case_07.*--skip_bad_cases true"
+    with pytest.raises(DataError, match=refusal):
         prepare_training(str(data), ckpt_dir=str(tmp_path))
     prepared = prepare_training(str(data), ckpt_dir=str(tmp_path), skip_bad_cases="true")
     left = ids(prepared.training) | ids(prepared.validation)
@@ -152,3 +154,25 @@ def test_bad_cases_are_refused_or_left_out(
     # the others stay in their folds
     assert ids(prepared.validation) <= ids(before.validation)
     assert ids(prepared.training) <= ids(before.training)
+
+
+def test_a_resumed_run_goes_on_without_what_it_left_out(data: Path, tmp_path: Path) -> None:
+    broken = data / "Case_04" / "Case_04_flair.nii.gz"
+    kept = broken.read_bytes()
+    broken.write_bytes(b"")
+    options = {"ckpt_dir": str(tmp_path / "models"), "skip_bad_cases": True}
+    prepared = prepare_training(str(data), **options)
+    assert prepared.datalist["left_out"] == ["Case_04"]
+    save_datalist(prepared.datalist, tmp_path / "models" / "datalist.json")
+    broken.write_bytes(kept)
+    resumed = prepare_training(str(data), **options, resume=True)
+    assert ids(resumed.training) == ids(prepared.training)
+    assert resumed.datalist["left_out"] == ["Case_04"]
+    assert len(prepare_training(str(data), **options).training) == 8
+
+
+def test_cases_that_a_run_does_not_use_do_not_stop_it(data: Path, tmp_path: Path) -> None:
+    names = [f"Case_{index:02d}" for index in range(9)]
+    (data / "splits.json").write_text(json.dumps({"train": names[:7], "validation": names[7:]}))
+    (data / "Case_09" / "Case_09_t2.nii.gz").unlink()
+    assert len(prepare_training(str(data), ckpt_dir=str(tmp_path)).training) == 7
