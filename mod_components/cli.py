@@ -119,15 +119,16 @@ class Commands:
         )
 
     @SetParseFn(str)
-    def tune(self, *runs: str) -> None:
+    def tune(self, *runs: str, dataset_dir: str = "") -> None:
         """Choose post-processing thresholds on held-out folds; store them beside each model.
 
         Args:
             runs: folders (``bundle_root``) of trainings on different folds, each evaluated.
+            dataset_dir: where the data lie now, if they have moved.
         """
         from mod_components.evaluation.tuning import table, tune
 
-        print(table(tune(runs)))
+        print(table(tune(runs, dataset_dir)))
 
     def curves(self, *runs: str, output: str = "curves.png") -> None:
         """Draw the curves of several runs into one picture.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-__all__ = ["save_json", "save_tensors", "write_atomically"]
+__all__ = ["file_digest", "save_json", "save_tensors", "write_atomically"]
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -28,6 +29,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """The first 16 hexadecimal digits of a file's SHA-256; empty where there is no such file."""
+    digest = hashlib.sha256()
+    if not Path(path).is_file():
+        return ""
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()[:16]
 
 
 def save_tensors(content: Any, path: Path) -> None:

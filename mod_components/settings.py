@@ -60,7 +60,8 @@ def checkpoint_list(checkpoint: str | os.PathLike[str] | Sequence[str]) -> list[
         parts = [os.path.expanduser(part) for part in checkpoint]
     paths: list[str] = []
     for part in parts:
-        found = sorted(glob.glob(part)) if glob.has_magic(part) else [part]
+        pattern = glob.has_magic(part) and not os.path.isfile(part)
+        found = sorted(glob.glob(part)) if pattern else [part]
         if not found:
             raise CheckpointError(f"no file matches {part}: train first, or correct --checkpoint.")
         paths += found

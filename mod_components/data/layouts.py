@@ -7,10 +7,10 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mod_components.errors import DataError
 
@@ -37,17 +37,34 @@ _MODALITY_NAMES = {
     "t2": "T2", "t2w": "T2",
     "flair": "FLAIR", "t2f": "FLAIR",
 }  # fmt: skip
-_TOKENS = "|".join([*_SUFFIXES[_BRATS], *_SUFFIXES[_BRATS2023], "segm?"])
+_TOKENS = "|".join([*_MODALITY_NAMES, "segm?"])
 _CASE_FILE = re.compile(rf"(?P<case>.+)[_-](?P<token>{_TOKENS})\.nii(?P<gz>\.gz)?", re.IGNORECASE)
 _VOLUME = re.compile(r"(?P<case>[^.].*?)\.nii(\.gz)?", re.IGNORECASE)
-_JUNK_FOLDERS = {"__macosx", "__pycache__"}
+_JUNK_FOLDERS = {"__macosx", "__pycache__", "lost+found", "$recycle.bin"}
 # archive/MICCAI_BraTS_2018_Training/HGG/case is three levels down; one more is kept in reserve.
 _MAX_DEPTH = 4
 _UNDERSTOOD = (
     "Layouts understood: BraTS 2018-2022 (<case>_{t1,t1ce,t2,flair,seg}.nii.gz), BraTS 2023 and "
     "later (<case>-{t1n,t1c,t2w,t2f,seg}.nii.gz), each case in a folder anywhere below, and "
-    "Medical Segmentation Decathlon Task01 (dataset.json, imagesTr/, labelsTr/)."
+    "Medical Segmentation Decathlon Task01 (dataset.json, imagesTr/, labelsTr/)"
 )
+
+
+class FolderError(DataError):
+    """A folder that can't be read as a data set.
+
+    Attributes:
+        kind: short name of what is wrong, as reports of the checks have it.
+        message: what is wrong, and where.
+        mend: what to do about it.
+    """
+
+    def __init__(self, kind: str, message: str, mend: str) -> None:
+        super().__init__(kind, message, mend)
+        self.kind, self.message, self.mend = kind, message, mend
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.mend}."
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,9 @@ class CaseRecord:
         label: absolute path of the label map; None where there is none.
         missing: names of the modalities that were not found.
         stacked: whether the case is one 4D file.
+        doubles: (path used, path passed over) of files that are there as .nii and as .nii.gz.
+        misnamed: (path, right name) of files that would stand for a missing modality if they
+            were named as the layout names it.
     """
 
     case: str
@@ -93,6 +113,8 @@ class CaseRecord:
     label: str | None = None
     missing: tuple[str, ...] = ()
     stacked: bool = False
+    doubles: tuple[tuple[str, str], ...] = ()
+    misnamed: tuple[tuple[str, str], ...] = ()
 
     @property
     def folder(self) -> str:
@@ -150,30 +172,44 @@ def read_folder(
         DataError: as in ``find_layout`` and ``scan``.
     """
     root = Path(os.path.abspath(Path(dataset_dir).expanduser()))
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise DataError(f"Data folder {root} {what}. Give the folder that holds the cases.")
-    if (root / "imagesTr").is_dir():
+    # os.path, because Path.is_dir raises where a folder may not be entered
+    if not os.path.isdir(root):
+        what = "is a file, not a folder" if os.path.exists(root) else "does not exist"
+        message = f"Data folder {root} {what}"
+        raise FolderError("no-folder", message, "Give the folder that holds the cases")
+    if os.path.isdir(root / "imagesTr"):
         return _msd_layout(root, legacy_et), _msd_records(root)
     if legacy_et:
         logger.warning("legacy_et only concerns Decathlon folders; ignored for %s", root)
     names, records = _brats_records(root)
     if not records:
-        raise DataError(_nothing_found(root))
+        raise _nothing_found(root)
     if len(names) > 1:
         examples = " and ".join(f"{case} is {name}" for name, case in sorted(names.items()))
-        raise DataError(
-            f"{root} holds cases of two layouts, whose label codes differ ({examples}). "
-            "Give the folder of one of them."
-        )
+        message = f"{root} holds cases of two layouts, whose label codes differ ({examples})"
+        raise FolderError("mixed-layouts", message, "Give the folder of one of them")
     name = next(iter(names), _BRATS)
     return Layout(name, codes=dict(_CODES[name])), records
+
+
+def lone_labels(dataset_dir: str | os.PathLike[str]) -> list[str]:
+    """Paths of a Decathlon folder's label maps that have no image; none for other layouts."""
+    root = Path(os.path.abspath(Path(dataset_dir).expanduser()))
+    images, labels = _volumes(root / "imagesTr"), _volumes(root / "labelsTr")
+    return [paths[0] for case, paths in labels.items() if images and case not in images]
+
+
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    """A folder that is passed over in silence would take its cases along."""
+    message = f"Folder {error.filename} can't be read ({error.strerror})"
+    mend = "Make it readable (chmod u+rx), or take it out of the data set"
+    raise FolderError("unreadable-folder", message, mend) from error
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
     """Folders and their visible file names; linked folders too, each real folder once."""
     seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, onerror=_refuse_unreadable, followlinks=True):
         real = os.path.realpath(folder)
         depth = len(Path(folder).relative_to(root).parts)
         if real in seen:
@@ -192,27 +228,47 @@ def _brats_records(root: Path) -> tuple[dict[str, str], list[CaseRecord]]:
     for folder, files in _walk(root):
         for case, tokens in _group(folder, files).items():
             name, record = _brats_record(case, tokens)
+            if not record.images and not record.label:
+                continue
             if name:
                 names.setdefault(name, case)
             if case in records:
-                raise DataError(
-                    f"Case {case} is there twice, in {records[case].folder} and {folder}. "
-                    "File names begin with the case's own id: rename or remove one of the two."
-                )
+                raise _twice(records[case], record)
             records[case] = record
     return names, [records[case] for case in sorted(records)]
 
 
-def _group(folder: str, files: list[str]) -> dict[str, dict[str, str]]:
-    """Case id → {suffix: path} for the files of one folder."""
-    groups: dict[str, dict[str, str]] = defaultdict(dict)
+def _twice(one: CaseRecord, other: CaseRecord) -> FolderError:
+    """The error of a case found in two folders, with the mend for what it probably is."""
+    names = [", ".join(map(os.path.basename, _files(record))) for record in (one, other)]
+    message = (
+        f"Case {one.case} is there twice, in {one.folder} and {other.folder} "
+        f"({names[0]}; {names[1]})"
+    )
+    mend = "File names begin with the case's own id: rename or remove one of the two"
+    parts = [{*CHANNELS, "label"} - {*r.missing, "" if r.label else "label"} for r in (one, other)]
+    if {"label"} in parts and not (one.missing and other.missing):
+        mend = (
+            "A label map alone is probably a prediction: keep those outside of the data set. "
+            "If it is the case's own, put it beside the case's images, as the only one"
+        )
+    elif not parts[0] & parts[1]:
+        mend = "The files of a case have to lie in one folder: move them together"
+    return FolderError("case-twice", message, mend)
+
+
+def _files(record: CaseRecord) -> list[str]:
+    return [*record.images, *([record.label] if record.label else [])]
+
+
+def _group(folder: str, files: list[str]) -> dict[str, dict[str, list[str]]]:
+    """Case id → {suffix: paths} for the files of one folder; the first path is the one to use."""
+    groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for file in files:
         if match := _CASE_FILE.fullmatch(file):
             token = match["token"].lower()
             token = "seg" if token == "segm" else token
-            taken = groups[match["case"]].setdefault(token, os.path.join(folder, file))
-            if os.path.basename(taken) != file:
-                logger.warning("%s is there twice; %s is used", os.path.join(folder, file), taken)
+            groups[match["case"]][token].append(os.path.join(folder, file))
     with_images = [case for case, tokens in groups.items() if set(tokens) != {"seg"}]
     labels_only = [case for case, tokens in groups.items() if set(tokens) == {"seg"}]
     # BraTS 2020's case 355 has its label under another name (W39_1998.09.19_Segm.nii).
@@ -221,35 +277,62 @@ def _group(folder: str, files: list[str]) -> dict[str, dict[str, str]]:
     return groups
 
 
-def _brats_record(case: str, tokens: dict[str, str]) -> tuple[str | None, CaseRecord]:
+def _brats_record(case: str, tokens: dict[str, list[str]]) -> tuple[str | None, CaseRecord]:
     found = Counter(name for name in _SUFFIXES for token in tokens if token in _SUFFIXES[name])
     name = found.most_common(1)[0][0] if found else None
-    paths = (
-        {_SUFFIXES[name][t]: p for t, p in tokens.items() if t in _SUFFIXES[name]} if name else {}
-    )
+    suffixes = _SUFFIXES[name] if name else {}
+    used = {token: paths for token, paths in tokens.items() if token in suffixes or token == "seg"}
+    images = {suffixes[token]: paths[0] for token, paths in used.items() if token != "seg"}
+    right = {channel: suffix for suffix, channel in suffixes.items() if channel not in images}
     return name, CaseRecord(
         case,
-        images=tuple(paths[channel] for channel in CHANNELS if channel in paths),
-        label=tokens.get("seg"),
-        missing=tuple(channel for channel in CHANNELS if channel not in paths),
+        images=tuple(images[channel] for channel in CHANNELS if channel in images),
+        label=used["seg"][0] if "seg" in used else None,
+        missing=tuple(channel for channel in CHANNELS if channel not in images),
+        doubles=_doubles(used.values()),
+        misnamed=tuple(
+            (paths[0], _renamed(case, token, right[channel], paths[0]))
+            for token, paths in tokens.items()
+            if token not in used and (channel := _MODALITY_NAMES[token]) in right
+        ),
     )
+
+
+def _renamed(case: str, token: str, suffix: str, path: str) -> str:
+    """The file's name with another suffix between the case's id and the extension."""
+    name, start = os.path.basename(path), len(case) + 1
+    return name[:start] + suffix + name[start + len(token) :]
+
+
+def _doubles(groups: Iterable[list[str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((paths[0], other) for paths in groups for other in paths[1:])
 
 
 def _msd_records(root: Path) -> list[CaseRecord]:
     labels = _volumes(root / "labelsTr")
     images = _volumes(root / "imagesTr")
     if not images:
-        raise DataError(_nothing_found(root))
-    return [
-        CaseRecord(case, (path,), labels.get(case), stacked=True)
-        for case, path in sorted(images.items())
-    ]
+        raise _nothing_found(root)
+    records = []
+    for case, paths in sorted(images.items()):
+        label = labels.get(case, [])
+        doubles = _doubles([paths, label])
+        path = label[0] if label else None
+        records.append(CaseRecord(case, (paths[0],), path, stacked=True, doubles=doubles))
+    return records
 
 
-def _volumes(folder: Path) -> dict[str, str]:
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    matches = ((_VOLUME.fullmatch(name), name) for name in names)
-    return {match["case"]: str(folder / name) for match, name in matches if match}
+def _volumes(folder: Path) -> dict[str, list[str]]:
+    """Case id → paths of the NIfTI files in a folder; the first path is the one to use."""
+    found: dict[str, list[str]] = defaultdict(list)
+    try:
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    except OSError as error:
+        _refuse_unreadable(error)
+    for name in names:
+        if match := _VOLUME.fullmatch(name):
+            found[match["case"]].append(str(folder / name))
+    return dict(found)
 
 
 def _msd_layout(root: Path, legacy_et: bool) -> Layout:
@@ -260,15 +343,18 @@ def _msd_layout(root: Path, legacy_et: bool) -> Layout:
         modality = [str(content["modality"][str(i)]) for i in range(len(content["modality"]))]
         labels = {int(code): str(name).lower() for code, name in content.get("labels", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
+        raise FolderError(
+            "bad-dataset-json",
             f"{path} can't be read ({type(error).__name__}: {error}), so the channel order of the "
-            "4D files is unknown. Take the dataset.json of the data set's own archive."
+            "4D files is unknown",
+            "Take the dataset.json of the data set's own archive",
         ) from error
     channels = [_MODALITY_NAMES.get(name.strip().lower()) for name in modality]
     if sorted(map(str, channels)) != sorted(CHANNELS):
-        raise DataError(
-            f"{path}: modality {modality} is not one each of {', '.join(CHANNELS)}. Correct the "
-            "names or their order (Task01: FLAIR, T1w, t1gd, T2w)."
+        raise FolderError(
+            "bad-dataset-json",
+            f"{path}: modality {modality} is not one each of {', '.join(CHANNELS)}",
+            "Correct the names or their order (Task01: FLAIR, T1w, t1gd, T2w)",
         )
     order = tuple(channels.index(channel) for channel in CHANNELS)
     codes = _LEGACY_MSD_CODES if legacy_et else _msd_codes(path, labels)
@@ -281,9 +367,10 @@ def _msd_codes(path: Path, labels: dict[int, str]) -> dict[str, int]:
     if not any(labels):
         return _CODES[_MSD]
     if sorted(tissues.values()) != sorted(_CODES[_MSD]) or len(tissues) != sum(map(bool, labels)):
-        raise DataError(
-            f"{path}: labels {labels} are not edema, non-enhancing and enhancing tumour. Correct "
-            "the names (Task01: 1 edema, 2 non-enhancing tumor, 3 enhancing tumour)."
+        raise FolderError(
+            "bad-dataset-json",
+            f"{path}: labels {labels} are not edema, non-enhancing and enhancing tumour",
+            "Correct the names (Task01: 1 edema, 2 non-enhancing tumor, 3 enhancing tumour)",
         )
     return {tissue: code for code, tissue in tissues.items()}
 
@@ -296,9 +383,10 @@ def _tissue(name: str) -> str | None:
     return None
 
 
-def _nothing_found(root: Path) -> str:
+def _nothing_found(root: Path) -> FolderError:
     inside = sorted(os.listdir(root))
     shown = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
-    tasks = [sub for sub in inside if (root / sub / "imagesTr").is_dir()]
-    hint = f" Did you mean {root / tasks[0]}?" if tasks else ""
-    return f"No case found in {root}; it holds {shown or 'nothing'}.{hint} {_UNDERSTOOD}"
+    tasks = [sub for sub in inside if os.path.isdir(root / sub / "imagesTr")]
+    hint = f"Did you mean {root / tasks[0]}? " if tasks else ""
+    message = f"No case found in {root}; it holds {shown or 'nothing'}"
+    return FolderError("no-case", message, f"{hint}{_UNDERSTOOD}")

@@ -22,6 +22,8 @@ __all__ = ["PreparedData", "prepare_training"]
 logger = logging.getLogger("mod_components.data")
 
 DATALIST = "datalist.json"
+# What a datalist says of one run; a run that takes its split over does not take these.
+_OF_A_RUN = ("left_out", "unlabelled_dir", "seen_unlabelled")
 SAMPLE = "embedded sample"
 
 
@@ -59,7 +61,7 @@ def prepare_training(
     ckpt_dir: str = "models",
     resume: bool | str = False,
     legacy_et: bool | str = False,
-    unlabelled_dir: str = "",
+    unlabelled_dir: str | None = "",
     skip_bad_cases: bool | str = False,
 ) -> PreparedData:
     """Find, split and check the cases of a training, before anything else takes time.
@@ -77,7 +79,8 @@ def prepare_training(
         legacy_et: see :func:`~mod_components.data.layouts.find_layout`.
         unlabelled_dir: folder with scans for MOD's losses alone; its label maps are not read, and
             cases that train or validate are left out. May be ``dataset_dir`` itself: then these
-            are its cases without a label, or that its splits.json does not list.
+            are its cases without a label, or that its splits.json does not list. Empty for none,
+            or for that of the run to resume; None for none at all.
         skip_bad_cases: train on the cases that pass the checks instead of refusing all.
 
     Raises:
@@ -92,14 +95,16 @@ def prepare_training(
     root = full_path(dataset_dir)
     if source:
         content = load_datalist(source)
+        if resumed and datalist:
+            _refuse_another_split(content, written, datalist)
         if not resumed:
-            content.pop("left_out", None)
+            content = {key: value for key, value in content.items() if key not in _OF_A_RUN}
         if not root and content.get("name") != SAMPLE:
             raise DataError(
                 f"{source} splits {content['dataset_dir']}: give --dataset_dir that folder too."
             )
         if resumed:
-            fold = _fold_to_resume(fold, content, written)
+            fold = _fold_to_resume(fold, load_datalist(written), written)
         root = root or content["dataset_dir"]
     else:
         root = root or sample_folder("training")
@@ -123,11 +128,14 @@ def prepare_training(
     )
     content = {**content, "dataset_dir": root, "fold": fold, "name": name}
     content["left_out"] = sorted(gone)
-    folder = full_path(unlabelled_dir) or (content.get("unlabelled_dir", "") if resumed else "")
-    unlabelled, order = _unlabelled(folder, root, content, skip)
-    if unlabelled:
-        seen = [case["case"] for case in unlabelled]
-        content |= {"unlabelled_dir": folder, "seen_unlabelled": seen}
+    unlabelled: list[dict[str, Any]] = []
+    order: tuple[int, ...] = (0, 1, 2, 3)
+    if unlabelled_dir is not None:
+        folder = full_path(unlabelled_dir) or content.get("unlabelled_dir", "")
+        unlabelled, order = _unlabelled(folder, root, content, skip)
+        if unlabelled:
+            seen = {case["case"] for case in unlabelled} | set(content.get("seen_unlabelled", []))
+            content |= {"unlabelled_dir": folder, "seen_unlabelled": sorted(seen)}
     return PreparedData(
         name,
         layout,
@@ -154,7 +162,10 @@ def _unlabelled(
                 root,
             )
         return [], (0, 1, 2, 3)
-    layout, records = read_folder(folder)
+    try:
+        layout, records = read_folder(folder)
+    except DataError as error:
+        raise DataError(f"--unlabelled_dir: {error}") from error
     listed = {entry["case"] for entry in (*content["training"], *content["validation"])}
     free = [dataclasses.replace(r, label=None) for r in records if r.case not in listed]
     if not free:
@@ -234,6 +245,17 @@ def sample_folder(purpose: str) -> str:
 def data_name(dataset_dir: str) -> str:
     """What a data set is called in files: its folder's name, never its path."""
     return Path(full_path(dataset_dir)).name if dataset_dir else SAMPLE
+
+
+def _refuse_another_split(content: Mapping[str, Any], written: Path, datalist: str) -> None:
+    def split(of: Mapping[str, Any]) -> list[Any]:
+        return [[(e["case"], e.get("fold")) for e in of[k]] for k in ("training", "validation")]
+
+    if split(content) != split(load_datalist(written)):
+        raise DataError(
+            f"the run to resume has the split of {written}, and {datalist} is another one: leave "
+            "out --datalist, or train anew without --resume."
+        )
 
 
 def _fold_to_resume(fold: int, content: Mapping[str, Any], path: Path) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from monai.data import CacheDataset
+from monai.data import Dataset as MonaiDataset
 from monai.transforms import Compose, MapTransform, Randomizable
 from torch.utils.data import Dataset
 
@@ -53,9 +54,9 @@ class WithUnlabelled(Dataset):
 
     def __getitem__(self, index: int) -> dict[Any, Any]:
         """The labelled item, with ``unlabelled`` and ``unlabelled_key`` added."""
-        item = dict(self.labelled[index])
+        item = _one_crop(self.labelled[index])
         chosen = self.choice.draw(len(self.unlabelled), self.ratio)  # type: ignore[arg-type]
-        companions = [self.unlabelled[other] for other in chosen]
+        companions = [_one_crop(self.unlabelled[other]) for other in chosen]
         # plain tensors: a batch of crops from many scans has no one affine
         images = [torch.as_tensor(companion["image"]) for companion in companions]
         images = [image.as_tensor() if hasattr(image, "as_tensor") else image for image in images]
@@ -65,24 +66,35 @@ class WithUnlabelled(Dataset):
         return item
 
 
+def _one_crop(item: Any) -> dict[Any, Any]:
+    if isinstance(item, Mapping):
+        return dict(item)
+    raise SettingsError(
+        "unlabelled scans need transforms that give one crop a case, such as RandSpatialCropd; "
+        f"these give a {type(item).__name__} of {len(item)}."
+    )
+
+
 class _Choice(Randomizable):
     def draw(self, size: int, number: int) -> list[int]:
         return [int(index) for index in self.R.randint(size, size=number)]
 
 
 def add_unlabelled(
-    dataset: CacheDataset,
+    dataset: MonaiDataset,
     cases: Sequence[Mapping[str, Any]],
     channel_order: Sequence[int] = (0, 1, 2, 3),
     ratio: int | str = 1,
+    cache_rate: float = 0.0,
 ) -> Dataset:
     """Let unlabelled cases come along with a training data set, preprocessed as its images are.
 
     Args:
-        dataset: the labelled data set with its transforms and its cache.
+        dataset: the labelled data set with its transforms.
         cases: unlabelled cases, ``{"case", "image"}``; none leave the data set as it is.
         channel_order: ``Layout.channel_order`` of the unlabelled cases.
         ratio: see :class:`WithUnlabelled`.
+        cache_rate: share of the unlabelled cases that is kept in memory.
 
     Raises:
         SettingsError: as :class:`WithUnlabelled`.
@@ -90,9 +102,12 @@ def add_unlabelled(
     if not cases:
         return dataset
     transform = image_transform(dataset.transform, channel_order)
-    rate = len(dataset._cache) / max(len(dataset), 1)  # what cache_rate came to
-    unlabelled = CacheDataset(list(cases), transform, cache_rate=rate, num_workers=1)
-    return WithUnlabelled(dataset, unlabelled, int(ratio))
+    unlabelled = CacheDataset(list(cases), transform, cache_rate=cache_rate, num_workers=1)
+    try:
+        whole = int(str(ratio))
+    except ValueError:
+        raise SettingsError(f"unlabelled_ratio must be a whole number, got {ratio!r}.") from None
+    return WithUnlabelled(dataset, unlabelled, whole)
 
 
 def image_transform(transform: Compose, channel_order: Sequence[int]) -> Compose:

@@ -1,93 +1,40 @@
-"""Thresholds of the post-processing, chosen on held-out folds of the training cases.
-
-The post-processing that ``evaluate.json`` and ``inference.json`` apply with ``--postprocess true``
-works from the outermost region to the innermost: connected components (26 neighbours) of WT, then
-of TC in what is left, then of ET in what is left, are removed where they are smaller than their
-region's threshold; at last ET as a whole where it is smaller than a threshold of its own (its
-voxels become core: a few enhancing voxels in a tumour without enhancement cost the whole score).
-
-ET lies inside TC and TC inside WT, so each component lies inside one of the region around it: sizes
-and overlaps of a case's components tell the Dice for any thresholds, and the files are read once.
-"""
+"""Choose post-processing thresholds on held-out folds of the training cases, and store them."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from scipy import ndimage
 from tqdm import tqdm
 
 from mod_components.data import labels_to_regions, load_datalist, select
-from mod_components.data.layouts import REGIONS
 from mod_components.errors import DataError, SettingsError
-from mod_components.files import save_json
+from mod_components.evaluation.compare import read_scores
+from mod_components.evaluation.thresholds import (
+    NONE,
+    ORDER,
+    Case,
+    choose,
+    components,
+    mean_dice,
+)
+from mod_components.files import file_digest, save_json
 
-__all__ = ["POSTPROCESSING", "Thresholds", "choose", "table", "tune"]
+__all__ = ["POSTPROCESSING", "refuse_own_cases", "table", "tune"]
 
-logger = logging.getLogger("mod_components.evaluation")
 
 POSTPROCESSING = "postprocessing.json"
 
-SIZES_MM3 = (0, 8, 16, 32, 64, 125, 250, 500, 1000, 2000, 4000)
-"""Candidates for the smallest component of a region."""
 
-TOTALS_MM3 = (0, 32, 64, 125, 250, 500, 1000)
-"""Candidates for the smallest enhancing tumour as a whole."""
-
-_ORDER = ("WT", "TC", "ET")  # from the outside in
-_NEIGHBOURS = np.ones((3, 3, 3))
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What is too small to stay, in mm³.
-
-    Attributes:
-        min_component_mm3: smallest component of TC, WT and ET.
-        min_et_mm3: smallest ET as a whole.
-    """
-
-    min_component_mm3: dict[str, float]
-    min_et_mm3: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """As in ``postprocessing.json``."""
-        return {"min_component_mm3": self.min_component_mm3, "min_et_mm3": self.min_et_mm3}
-
-
-NONE = Thresholds(dict.fromkeys(REGIONS, 0), 0)
-
-
-@dataclass(frozen=True)
-class Components:
-    """The predicted components of one region of one case.
-
-    Attributes:
-        size: volume of each in mm³ (n,).
-        overlap: volume shared with the true region in mm³ (n,).
-        parent: number of the component around it in the next larger region (n,).
-        truth: volume of the true region in mm³.
-    """
-
-    size: np.ndarray
-    overlap: np.ndarray
-    parent: np.ndarray
-    truth: float
-
-
-Case = dict[str, Components]
-
-
-def tune(runs: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
+def tune(
+    runs: Sequence[str | os.PathLike[str]], dataset_dir: str | os.PathLike[str] = ""
+) -> dict[str, Any]:
     """Choose thresholds on the held-out cases of several folds and store them beside each model.
 
     ``postprocessing.json`` beside a run's ``model.pt`` holds ``single``, chosen on the other runs'
@@ -97,6 +44,7 @@ def tune(runs: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
     Args:
         runs: folders with ``models/`` and ``eval/`` of trainings on different folds, each evaluated
             with ``evaluate.json``.
+        dataset_dir: where the data lie now; by default where they lay when training began.
 
     Returns:
         The content of the files: thresholds by run and of the ensemble, with the mean Dice of each
@@ -113,14 +61,14 @@ def tune(runs: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
             "held-out cases of the others."
         )
     folders = [Path(os.path.expanduser(run)) for run in runs]
-    read = [_read_run(folder) for folder in folders]
+    read = [_read_run(folder, dataset_dir) for folder in folders]
     _refuse_shared(folders, read)
-    everything = [case for cases in read for case in cases.values()]
-    ensemble = _choice(everything)
+    ensemble = _choice({name: case for cases in read for name, case in cases.items()})
     report: dict[str, Any] = {"ensemble": ensemble, "runs": {}}
     for folder, own in zip(folders, read, strict=True):
-        others = [case for cases in read if cases is not own for case in cases.values()]
-        single = _choice(others)
+        single = _choice(
+            {name: case for cases in read if cases is not own for name, case in cases.items()}
+        )
         content = {
             "single": single["thresholds"],
             "ensemble": ensemble["thresholds"],
@@ -134,28 +82,6 @@ def tune(runs: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
     return report
 
 
-def choose(cases: Sequence[Case]) -> Thresholds:
-    """The thresholds of the largest mean Dice, from the outermost region to the innermost.
-
-    Of equal ones the smallest is taken, so that nothing is removed without a gain.
-
-    Args:
-        cases: components by region, from :func:`components`.
-    """
-    chosen: dict[str, float] = dict.fromkeys(REGIONS, 0)
-    for region in ("WT", "TC"):
-        scores = [
-            mean_dice(cases, Thresholds({**chosen, region: size}, 0))[region] for size in SIZES_MM3
-        ]
-        chosen[region] = SIZES_MM3[int(np.argmax(np.round(scores, 9)))]
-    grid = [(size, total) for size in SIZES_MM3 for total in TOTALS_MM3]
-    scores = [
-        mean_dice(cases, Thresholds({**chosen, "ET": size}, total))["ET"] for size, total in grid
-    ]
-    chosen["ET"], total = grid[int(np.argmax(np.round(scores, 9)))]
-    return Thresholds(chosen, total)
-
-
 def table(report: dict[str, Any]) -> str:
     """Lines of a table to read, from what :func:`tune` returns."""
     lines = [
@@ -167,75 +93,55 @@ def table(report: dict[str, Any]) -> str:
             found["dice_before"],
             found["dice_after"],
         )
-        change = ", ".join(f"{r} {before[r]:.4f} → {after[r]:.4f}" for r in _ORDER)
+        change = ", ".join(f"{r} {before[r]:.4f} → {after[r]:.4f}" for r in ORDER)
         lines.append(
             f"{name[-28:]:<28} {sizes['WT']:>16g} {sizes['TC']:>6g} {sizes['ET']:>6g} "
-            f"{found['thresholds']['min_et_mm3']:>9g}  {change} ({found['cases']} cases)"
+            f"{found['thresholds']['min_et_mm3']:>9g}  {change} ({len(found['cases'])} cases)"
         )
     return "\n".join(lines)
 
 
-def mean_dice(cases: Sequence[Case], thresholds: Thresholds) -> dict[str, float]:
-    """Mean Dice of each region over cases after post-processing; two empty masks count 1."""
-    scores = np.array([list(_dice(case, thresholds).values()) for case in cases])
-    return dict(zip(_ORDER, scores.mean(axis=0).tolist(), strict=True))
-
-
-def components(pred: np.ndarray, truth: np.ndarray, voxel_mm3: float) -> Case:
-    """Sizes and overlaps of a case's predicted components.
+def refuse_own_cases(checkpoints: Sequence[str], cases: Sequence[dict[str, Any]]) -> None:
+    """Refuse to judge thresholds on the cases that they were chosen on.
 
     Args:
-        pred: predicted regions TC, WT, ET, nested, (3, D, H, W), bool.
-        truth: true regions, likewise.
-        voxel_mm3: volume of a voxel.
+        checkpoints: those that are evaluated; the thresholds lie beside the first.
+        cases: the cases of the evaluation, by their ``"case"``.
+
+    Raises:
+        DataError: naming the file and the cases.
     """
-    found: Case = {}
-    around = np.zeros(pred.shape[1:], int)
-    for region in _ORDER:
-        channel = REGIONS.index(region)
-        parts, number = ndimage.label(pred[channel], _NEIGHBOURS)
-        flat = parts.ravel()
-        first = np.zeros(number + 1, int)
-        first[flat[::-1]] = np.arange(flat.size)[::-1]  # a voxel of each component
-        found[region] = Components(
-            size=np.bincount(flat, minlength=number + 1)[1:] * voxel_mm3,
-            overlap=np.bincount(flat[truth[channel].ravel()], minlength=number + 1)[1:] * voxel_mm3,
-            parent=around.ravel()[first[1:]] - 1,
-            truth=float(truth[channel].sum() * voxel_mm3),
+    path = Path(checkpoints[0]).with_name(POSTPROCESSING)
+    which = "single" if len(checkpoints) == 1 else "ensemble"
+    if not path.is_file():
+        return  # who reads the thresholds says so
+    try:
+        chosen = set(json.loads(path.read_text(encoding="utf-8"))["chosen_on"][which]["cases"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} can't be read ({error}): make it again with tune.") from error
+    if own := sorted(chosen & {case["case"] for case in cases}):
+        raise DataError(
+            f"{path}: its thresholds ({which}) were chosen on {len(own)} of these cases "
+            f"({', '.join(own[:5])}): evaluate other cases, or leave out --postprocess."
         )
-        around = parts
-    return found
 
 
-def _dice(case: Case, thresholds: Thresholds) -> dict[str, float]:
-    scores: dict[str, float] = {}
-    kept = np.ones(1, bool)
-    for region in _ORDER:
-        part = case[region]
-        inside = kept[part.parent] if region != "WT" else np.ones(len(part.size), bool)
-        # a volume that is a whole number of voxels must not fall to the rounding of mm³
-        kept = inside & (part.size >= thresholds.min_component_mm3[region] - 1e-6)
-        volume = float(part.size[kept].sum())
-        overlap = float(part.overlap[kept].sum())
-        if region == "ET" and volume < thresholds.min_et_mm3 - 1e-6:
-            volume = overlap = 0.0
-        total = volume + part.truth
-        scores[region] = 2 * overlap / total if total else 1.0
-    return scores
-
-
-def _choice(cases: Sequence[Case]) -> dict[str, Any]:
-    thresholds = choose(cases)
+def _choice(cases: dict[str, Case]) -> dict[str, Any]:
+    thresholds = choose(list(cases.values()))
     return {
         "thresholds": thresholds.as_dict(),
-        "cases": len(cases),
-        "dice_before": mean_dice(cases, NONE),
-        "dice_after": mean_dice(cases, thresholds),
+        "cases": sorted(cases),
+        "dice_before": mean_dice(list(cases.values()), NONE),
+        "dice_after": mean_dice(list(cases.values()), thresholds),
     }
 
 
-def _read_run(folder: Path) -> dict[str, Case]:
+def _read_run(folder: Path, dataset_dir: str | os.PathLike[str]) -> dict[str, Case]:
     """Components of the held-out cases of one evaluated run, by case."""
+    if not (folder / "models" / "datalist.json").is_file():
+        raise DataError(
+            f"{folder} is not the folder of a trained run: models/datalist.json is missing."
+        )
     datalist = load_datalist(folder / "models" / "datalist.json")
     fold = int(datalist.get("fold", -1))
     if fold == -1 and datalist["validation"]:
@@ -243,42 +149,51 @@ def _read_run(folder: Path) -> dict[str, Case]:
             f"{folder} holds out the data set's own validation cases, on which thresholds are "
             "judged and not chosen: give trainings on folds (--fold 0 and so on)."
         )
-    _refuse_other_evaluations(folder / "eval" / "summary.json")
+    _refuse_other_evaluations(folder)
+    scored = set(read_scores(folder / "eval"))
     codes = [datalist["codes"][name] for name in ("necrosis", "oedema", "enhancing")]
     found = {}
-    for case in tqdm(select(datalist, fold)[1], desc=f"reading {folder.name}"):
+    cases = select(datalist, fold, dataset_dir or None)[1]
+    for case in tqdm([c for c in cases if c["case"] in scored], desc=f"reading {folder.name}"):
         path = folder / "eval" / f"{case['case']}_seg.nii.gz"
-        if not path.is_file():
-            raise DataError(
-                f"{case['case']}: {path} does not exist: evaluate the run first (evaluate.json "
-                f"with --bundle_root {folder})."
-            )
-        pred, _ = _read(path, codes)
-        truth, voxel = _read(case["label"], codes)
+        pred, _ = _read(path, codes, case["case"])
+        truth, voxel = _read(case["label"], codes, case["case"])
         if pred.shape != truth.shape:
             raise DataError(f"{case['case']}: {path} is not on the grid of {case['label']}.")
         found[case["case"]] = components(pred, truth, voxel)
+    if not found:
+        raise DataError(f"{folder / 'eval'} has no held-out case of the run: evaluate it first.")
     return found
 
 
-def _read(path: str | Path, codes: Sequence[int]) -> tuple[np.ndarray, float]:
+def _read(path: str | Path, codes: Sequence[int], case: str) -> tuple[np.ndarray, float]:
     """Regions (3, D, H, W) of a label map, and the volume of its voxels in mm³."""
-    image: Any = nib.load(path)
-    labels = torch.from_numpy(np.asarray(image.dataobj).astype(np.int64))[None]
+    try:
+        image: Any = nib.load(path)  # type: ignore[attr-defined]
+        labels = torch.from_numpy(np.asarray(image.dataobj).astype(np.int64))[None]
+    except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        raise DataError(
+            f"{case}: {path} can't be read ({error}): evaluate the run again, with its label maps, "
+            "and give --dataset_dir if the data have moved."
+        ) from error
     voxel = abs(float(np.linalg.det(image.affine[:3, :3])))
     return labels_to_regions(labels, codes).numpy(), voxel
 
 
-def _refuse_other_evaluations(path: Path) -> None:
+def _refuse_other_evaluations(folder: Path) -> None:
+    path = folder / "eval" / "summary.json"
     try:
-        notes = json.loads(path.read_text(encoding="utf-8"))["notes"]
-    except (OSError, ValueError, KeyError) as error:
+        notes = dict(json.loads(path.read_text(encoding="utf-8"))["notes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} can't be read ({error}): evaluate the run first.") from error
     if notes.get("post-processing") or notes.get("checkpoints", 1) != 1:
         raise DataError(
             f"{path} is an evaluation of several checkpoints, or post-processed already: evaluate "
             "the run's own checkpoint without --postprocess first."
         )
+    model = folder / "models" / "model.pt"
+    if notes.get("weights") != file_digest(model):
+        raise DataError(f"{path} is not an evaluation of {model} as it is: evaluate it again.")
 
 
 def _refuse_shared(folders: Sequence[Path], read: Sequence[dict[str, Case]]) -> None:

@@ -145,8 +145,9 @@ class Checkpoint:
             name: tensor.detach()
             for name, tensor in plain_module(self.network).state_dict().items()
         }
-        if self.datalist and not (self.folder / DATALIST).is_file():
+        if self.datalist:  # once a run: a resumed one may have seen more scans
             save_json(self.datalist, self.folder / DATALIST)
+            self.datalist = {}
         best = -1 if self.evaluator is None else self.evaluator.state.best_metric_epoch
         if best in (-1, epoch):
             # before last.pt: a run killed between the two redoes the epoch and its best model

@@ -135,7 +135,7 @@ def _values(name: str, row: dict[str, Any]) -> dict[str, Any]:
         },
         "network_references": {key: f"@{key}" for key in settings},
         # written to training.json, so that any bundle can build the network of a checkpoint
-        "network_facts": {key.strip("_"): value for key, value in row["network_def"].items()},
+        "network_facts": {key.strip("_"): f"@network_def#{key}" for key in row["network_def"]},
         "ensemble": json.loads(_source("templates/ensemble.json")),
         **_texts(row),
     }

@@ -18,12 +18,13 @@ from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
 from mod_components.data import find_cases, make_datalist, save_datalist
-from mod_components.evaluation.tuning import Thresholds
+from mod_components.errors import UserError
+from mod_components.evaluation.thresholds import Thresholds
 from mod_components.release import backbones
 from tests.backbones import build_network, small_settings
 from tests.bundles.conftest import REPOSITORY, run_bundle
 from tests.bundles.test_workflows import WITHOUT_PACKAGE
-from tests.evaluation.test_tuning import blobs, by_hand
+from tests.evaluation.test_thresholds import blobs, by_hand
 
 ROI = (64, 64, 64)
 CONFIGS = ("inference.json", "evaluate.json")
@@ -46,6 +47,20 @@ def write_checkpoint(folder: Path, name: str, seed: int) -> tuple[Path, nn.Modul
     (folder / "training.json").write_text(json.dumps(story))
     torch.save(network.state_dict(), folder / "model.pt")
     return folder / "model.pt", network
+
+
+def causes(error: BaseException) -> str:
+    """What a user sees of an error that a config raises: the first that is meant for users."""
+    while error.__cause__ is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return str(error)
+
+
+def refusal(workflow: ConfigWorkflow, entry: str) -> str:
+    """What a user is told when an entry of a config can't be made."""
+    with pytest.raises(RuntimeError) as caught:
+        workflow.parser.get_parsed_content(entry)
+    return causes(caught.value)
 
 
 def open_config(name: str, config: str, checkpoint: Any, **options: Any) -> ConfigWorkflow:
@@ -160,10 +175,8 @@ def test_post_processing_follows_the_thresholds(config: str, tmp_path: Path) -> 
 def test_post_processing_without_thresholds_is_told(config: str, tmp_path: Path) -> None:
     path, _ = write_checkpoint(tmp_path / "a", "unetr", seed=1)
     workflow = open_config("unetr", config, str(path), postprocess=True)
-    with pytest.raises(RuntimeError) as caught:
-        workflow.parser.get_parsed_content("thresholds")
-    message = str(caught.value.__cause__)
-    assert "postprocessing.json does not exist: choose thresholds first" in message
+    message = refusal(workflow, "thresholds")
+    assert "postprocessing.json can't be used; choose thresholds first" in message
 
 
 def infer(checkpoint: str, data: Path, output: Path, *options: str) -> Any:
@@ -219,7 +232,10 @@ def test_evaluation_of_folds(small_sample: Path, tmp_path: Path) -> None:
     for k in range(2):
         path, _ = write_checkpoint(tmp_path / f"fold_{k}", "unetr", seed=k)
         save_datalist({**datalist, "fold": k}, path.parent / "datalist.json")
-        content = {"ensemble": Thresholds({"TC": 0, "WT": 100, "ET": 0}, 0).as_dict()}
+        content = {
+            "ensemble": Thresholds({"TC": 0, "WT": 100, "ET": 0}, 0).as_dict(),
+            "chosen_on": {"ensemble": {"cases": ["Sample_001", "Sample_002", "Sample_003"]}},
+        }
         (path.parent / "postprocessing.json").write_text(json.dumps(content))
     done = run_bundle(
         REPOSITORY / "bundles" / "unetr_mod" / "configs" / "evaluate.json",
@@ -238,3 +254,84 @@ def test_evaluation_of_folds(small_sample: Path, tmp_path: Path) -> None:
         True,
     )
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def forge(checkpoint: Path, **network: Any) -> None:
+    """Change what the record beside a checkpoint says of its network."""
+    story = json.loads((checkpoint.parent / "training.json").read_text())
+    story["settings"]["network"] |= network
+    (checkpoint.parent / "training.json").write_text(json.dumps(story))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_record_runs_no_code(config: str, tmp_path: Path) -> None:
+    first, _ = write_checkpoint(tmp_path / "a", "unetr", seed=1)
+    second, _ = write_checkpoint(tmp_path / "b", "unetr", seed=2)
+    spy = tmp_path / "spy"
+    forge(second, in_channels=f"$__import__('pathlib').Path('{spy}').touch() or 4")
+    for forged in ({}, {"_target_": "os.mkdir", "path": str(spy)}, {"target": "os.mkdir"}):
+        forge(second, **forged)
+        workflow = open_config("unetr", config, [str(first), str(second)])
+        message = refusal(workflow, "members")
+        assert f"the network that training.json beside {second} names" in message
+        assert not spy.exists()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_members_differ_in_what_no_shape_shows(config: str, tmp_path: Path) -> None:
+    """The number of heads is in the record alone."""
+    first, _ = write_checkpoint(tmp_path / "a", "unetr", seed=1)
+    second, _ = write_checkpoint(tmp_path / "b", "unetr", seed=2)
+    forge(second, num_heads=2, target="monai.networks.nets.UNETR")
+    members = open_config("unetr", config, [str(first), str(second)]).parser.get_parsed_content(
+        "members"
+    )
+    heads = [network.vit.blocks[0].attn.num_heads for network, _ in members]
+    assert heads == [small_settings("unetr")["num_heads"], 2]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_first_checkpoint_of_another_backbone_is_told(config: str, tmp_path: Path) -> None:
+    path, _ = write_checkpoint(tmp_path / "a", "segmamba", seed=1)
+    workflow = open_config("unetr", config, str(path))
+    message = refusal(workflow, "network_def")
+    assert "holds a mod_components.networks.SegMamba, and this config builds a UNETR" in message
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_broken_record_is_told(config: str, tmp_path: Path) -> None:
+    path, _ = write_checkpoint(tmp_path / "a", "unetr", seed=1)
+    (path.parent / "training.json").write_text("{")
+    workflow = open_config("unetr", config, str(path))
+    message = refusal(workflow, "trained")
+    assert "training.json" in message
+    assert "read" in message
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("option", ["test_time_flips", "postprocess"])
+def test_switches_are_true_or_false(config: str, option: str, tmp_path: Path) -> None:
+    path, _ = write_checkpoint(tmp_path / "a", "unetr", seed=1)
+    workflow = open_config("unetr", config, str(path), **{option: "ture"})
+    entry = "flips" if option == "test_time_flips" else "thresholds"
+    message = refusal(workflow, entry)
+    assert "expected true or false, got 'ture'" in message
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_lists_of_checkpoints(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["f0/model.pt", "f1/model.pt", "[x]/model.pt", "a,b.pt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = [str(tmp_path / name) for name in names]
+    for value, expected in (
+        (paths[0], paths[:1]),
+        (paths[3], paths[3:]),
+        (f"{paths[1]}, {paths[0]},", [paths[1], paths[0]]),
+        (str(tmp_path / "f*" / "model.pt"), paths[:2]),
+        ([paths[2], "~/f*/model.pt"], [paths[2], *paths[:2]]),
+    ):
+        workflow = open_config("unetr", config, value)
+        assert workflow.parser.get_parsed_content("checkpoints") == expected

@@ -176,3 +176,47 @@ def test_cases_that_a_run_does_not_use_do_not_stop_it(data: Path, tmp_path: Path
     (data / "splits.json").write_text(json.dumps({"train": names[:7], "validation": names[7:]}))
     (data / "Case_09" / "Case_09_t2.nii.gz").unlink()
     assert len(prepare_training(str(data), ckpt_dir=str(tmp_path)).training) == 7
+
+
+def test_a_resumed_run_with_other_scans_remembers_both(data: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for name in ("One", "Two"):
+        write_case(tmp_path / name / name, name, codes=None)
+    options = {"ckpt_dir": str(models), "resume": True}
+    prepared = prepare_training(str(data), **options, unlabelled_dir=str(tmp_path / "One"))
+    save_datalist(prepared.datalist, models / "datalist.json")
+    again = prepare_training(str(data), **options, unlabelled_dir=str(tmp_path / "Two"))
+    assert ids(again.unlabelled) == {"Two"}
+    assert again.datalist["seen_unlabelled"] == ["One", "Two"]
+    assert again.datalist["unlabelled_dir"] == str(tmp_path / "Two")
+    assert prepare_training(str(data), **options, unlabelled_dir=None).unlabelled == []
+
+
+def test_a_split_is_taken_over_without_what_its_run_saw(data: Path, tmp_path: Path) -> None:
+    write_case(tmp_path / "One" / "One", "One", codes=None)
+    first = prepare_training(
+        str(data), ckpt_dir=str(tmp_path / "a"), unlabelled_dir=str(tmp_path / "One")
+    )
+    save_datalist(first.datalist, tmp_path / "a" / "datalist.json")
+    second = prepare_training(
+        str(data), ckpt_dir=str(tmp_path / "b"), datalist=str(tmp_path / "a" / "datalist.json")
+    )
+    assert second.unlabelled == []
+    assert not {"seen_unlabelled", "unlabelled_dir"} & set(second.datalist)
+    assert ids(second.training) == ids(first.training)
+
+
+def test_a_run_is_not_resumed_with_another_split(data: Path, tmp_path: Path) -> None:
+    trained(data, tmp_path / "a", fold=1)
+    own = str(tmp_path / "a" / "datalist.json")
+    other = prepare_training(str(data), seed=7, ckpt_dir=str(tmp_path / "b"))
+    save_datalist(other.datalist, tmp_path / "b" / "datalist.json")
+    options = {"ckpt_dir": str(tmp_path / "a"), "resume": True}
+    with pytest.raises(DataError, match="is another one: leave out --datalist"):
+        prepare_training(str(data), **options, datalist=str(tmp_path / "b" / "datalist.json"))
+    assert len(prepare_training(str(data), **options, datalist=own).validation) == 2
+
+
+def test_a_folder_of_scans_that_is_not_there(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--unlabelled_dir: Data folder .* does not exist"):
+        prepare_training(str(data), ckpt_dir=str(tmp_path), unlabelled_dir=str(tmp_path / "no"))

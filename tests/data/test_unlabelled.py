@@ -7,9 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.data import CacheDataset, DataLoader
+from monai.data import CacheDataset, DataLoader, Dataset
 from monai.data.utils import set_rnd
-from monai.transforms import Compose, LoadImaged, Orientationd, RandFlipd, RandSpatialCropd
+from monai.transforms import (
+    Compose,
+    LoadImaged,
+    Orientationd,
+    RandFlipd,
+    RandSpatialCropd,
+    RandSpatialCropSamplesd,
+)
 
 from mod_components.data import LabelsToRegionsd, ReorderChannelsd, find_cases, scan
 from mod_components.data.unlabelled import WithUnlabelled, add_unlabelled
@@ -116,3 +123,22 @@ def test_a_ratio_below_one_is_told(tmp_path: Path) -> None:
     dataset = labelled(tmp_path)
     with pytest.raises(SettingsError, match="unlabelled_ratio must be at least 1, got 0"):
         WithUnlabelled(dataset, dataset, 0)
+
+
+@pytest.mark.parametrize("ratio", ["1.5", "many"])
+def test_a_ratio_that_is_no_number_is_told(tmp_path: Path, ratio: str) -> None:
+    dataset = labelled(tmp_path / "l")
+    with pytest.raises(SettingsError, match="unlabelled_ratio must be a whole number"):
+        add_unlabelled(dataset, unlabelled(tmp_path / "u"), ratio=ratio)
+
+
+def test_other_data_sets_and_several_crops_a_case(tmp_path: Path) -> None:
+    cached = labelled(tmp_path / "l")
+    cases = unlabelled(tmp_path / "u")
+    plain = Dataset(cached.data, cached.transform)
+    assert add_unlabelled(plain, cases)[0]["unlabelled"].shape == (1, 4, *ROI)
+    several = Compose(
+        [cached.transform, RandSpatialCropSamplesd(["image", "label"], (2, 2, 2), num_samples=2)]
+    )
+    with pytest.raises(SettingsError, match=r"one crop a case.* these give a list of 2"):
+        add_unlabelled(Dataset(cached.data, several), cases)[0]

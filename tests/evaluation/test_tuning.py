@@ -1,4 +1,4 @@
-"""Thresholds: their effect is exact, they pay or stay at 0, and they come from other folds."""
+"""Thresholds come from other folds than those they are judged on."""
 
 from __future__ import annotations
 
@@ -8,96 +8,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from mod_components.data import make_datalist, save_datalist, select
-from mod_components.data.layouts import REGIONS
 from mod_components.errors import DataError, SettingsError
-from mod_components.evaluation.tuning import (
-    NONE,
-    SIZES_MM3,
-    TOTALS_MM3,
-    Thresholds,
-    choose,
-    components,
-    mean_dice,
-    tune,
-)
+from mod_components.evaluation import refuse_own_cases
+from mod_components.evaluation.tuning import table, tune
+from mod_components.files import file_digest
 from tests.data.folders import write_case, write_volume
-
-
-def blobs(rng: np.random.Generator, level: float, size: int = 20) -> np.ndarray:
-    """Random nested regions TC, WT, ET (3, D, H, W) with many small components."""
-    field = ndimage.gaussian_filter(rng.standard_normal((size, size, size)), 1.2)
-    field = (field - field.mean()) / field.std()
-    return np.stack([field > level + 0.4, field > level, field > level + 0.8])
-
-
-def remove_small(mask: np.ndarray, voxels: float) -> np.ndarray:
-    """Component by component."""
-    parts, number = ndimage.label(mask, np.ones((3, 3, 3)))
-    kept = np.zeros_like(mask)
-    for part in range(1, number + 1):
-        if (parts == part).sum() >= voxels:
-            kept |= parts == part
-    return kept
-
-
-def by_hand(pred: np.ndarray, truth: np.ndarray, voxel: float, t: Thresholds) -> list[float]:
-    """Dice of WT, TC, ET by doing on the masks what the table only counts."""
-    smallest = {region: size / voxel for region, size in t.min_component_mm3.items()}
-    whole = remove_small(pred[1], smallest["WT"])
-    core = remove_small(pred[0] & whole, smallest["TC"])
-    enhancing = remove_small(pred[2] & core, smallest["ET"])
-    if enhancing.sum() < t.min_et_mm3 / voxel:
-        enhancing[:] = False
-    scores = []
-    for mask, true in ((whole, truth[1]), (core, truth[0]), (enhancing, truth[2])):
-        total = mask.sum() + true.sum()
-        scores.append(2 * (mask & true).sum() / total if total else 1.0)
-    return scores
-
-
-@pytest.mark.parametrize("voxel", [1.0, 2.0])
-def test_the_table_tells_what_removing_components_does(voxel: float) -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(4):
-        pred, truth = blobs(rng, 1.5), blobs(rng, 1.8)
-        case = components(pred, truth, voxel)
-        assert len(case["WT"].size) > 10
-        for _ in range(8):
-            sizes = {region: float(rng.choice([0, 2, 5, 10, 20, 40])) for region in REGIONS}
-            thresholds = Thresholds(sizes, float(rng.choice([0, 50, 1e6])))
-            expected = by_hand(pred, truth, voxel, thresholds)
-            got = mean_dice([case], thresholds)
-            assert [got[r] for r in ("WT", "TC", "ET")] == pytest.approx(expected, abs=1e-9)
-
-
-def test_empty_prediction_and_truth() -> None:
-    empty = np.zeros((3, 4, 4, 4), bool)
-    assert mean_dice([components(empty, empty, 1.0)], NONE) == {"WT": 1.0, "TC": 1.0, "ET": 1.0}
-
-
-def test_false_specks_are_removed_and_a_good_prediction_is_left_alone() -> None:
-    truth = np.zeros((3, 20, 20, 20), bool)
-    truth[:, 2:10, 2:10, 2:10] = True
-    specks = truth.copy()
-    specks[1, 15:18, 15:18, 15:18] = True  # 27 mm³ of WT outside the tumour
-    thresholds = choose([components(specks, truth, 1.0)] * 3)
-    assert thresholds.min_component_mm3 == {"TC": 0, "WT": 32, "ET": 0}
-    assert choose([components(truth, truth, 1.0)] * 3) == NONE
-    assert choose([components(specks, specks, 1.0)] * 3) == NONE
-
-
-def test_a_few_enhancing_voxels_in_a_tumour_without_enhancement() -> None:
-    truth = np.zeros((3, 16, 16, 16), bool)
-    truth[:2, 2:10, 2:10, 2:10] = True
-    pred = truth.copy()
-    pred[2, 2:4, 2:4, 2] = pred[2, 7:9, 7:9, 7] = True  # two pieces of 4 mm³
-    thresholds = choose([components(pred, truth, 1.0)])
-    assert mean_dice([components(pred, truth, 1.0)], thresholds)["ET"] == 1.0
-    assert thresholds.min_component_mm3["ET"] in SIZES_MM3
-    assert thresholds.min_et_mm3 in TOTALS_MM3
 
 
 def make_runs(root: Path, *, specks: tuple[bool, ...] = (True, True, True)) -> list[Path]:
@@ -114,12 +31,17 @@ def make_runs(root: Path, *, specks: tuple[bool, ...] = (True, True, True)) -> l
         run = root / f"fold_{fold}"
         (run / "models").mkdir(parents=True)
         save_datalist({**datalist, "fold": fold}, run / "models" / "datalist.json")
-        for case in select(datalist, fold)[1]:
+        (run / "models" / "model.pt").write_bytes(bytes([fold]))
+        held_out = select(datalist, fold)[1]
+        for case in held_out:
             pred = truth.copy()
             if dirty:
                 pred[12:15, 12:15, 12:15] = 2
             write_volume(run / "eval" / f"{case['case']}_seg.nii.gz", pred)
-        (run / "eval" / "summary.json").write_text(json.dumps({"notes": {"checkpoints": 1}}))
+        notes = {"checkpoints": 1, "weights": file_digest(run / "models" / "model.pt")}
+        (run / "eval" / "summary.json").write_text(json.dumps({"notes": notes}))
+        rows = "".join(f"{case['case']},0.5\n" for case in held_out)
+        (run / "eval" / "metrics_per_case.csv").write_text("case,dice_wt\n" + rows)
         runs.append(run)
     return runs
 
@@ -134,8 +56,11 @@ def test_each_run_gets_thresholds_of_the_other_folds(tmp_path: Path) -> None:
         assert other["single"]["min_component_mm3"] == {"TC": 0, "WT": 32, "ET": 0}
     assert all(s["ensemble"] == report["ensemble"]["thresholds"] for s in stored)
     assert stored[0]["ensemble"]["min_component_mm3"]["WT"] == 32
-    assert stored[0]["chosen_on"]["single"]["cases"] == 4
-    assert stored[0]["chosen_on"]["ensemble"]["cases"] == 6
+    every = {f"Case_{index}" for index in range(6)}
+    own = {path.name[:6] for path in (runs[0] / "eval").glob("*_seg.nii.gz")}
+    assert set(stored[0]["chosen_on"]["single"]["cases"]) == every - own
+    assert set(stored[0]["chosen_on"]["ensemble"]["cases"]) == every
+    assert "(6 cases)" in table(report).splitlines()[-1]
     before, after = (report["ensemble"][key]["WT"] for key in ("dice_before", "dice_after"))
     assert before == pytest.approx((4 + 2 * (2 * 343 / (2 * 343 + 27))) / 6)
     assert after == 1.0
@@ -170,7 +95,9 @@ def test_a_missing_prediction_names_the_case(tmp_path: Path) -> None:
     runs = make_runs(tmp_path)
     path = next((runs[2] / "eval").glob("*_seg.nii.gz"))
     path.unlink()
-    with pytest.raises(DataError, match=rf"{path.name} does not exist: evaluate the run first"):
+    with pytest.raises(
+        DataError, match=rf"Case_.: .*{path.name} can't be read .*evaluate the run again"
+    ):
         tune(runs)
 
 
@@ -180,3 +107,41 @@ def test_shapes_must_fit(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), path)
     with pytest.raises(DataError, match="not on the grid of"):
         tune(runs)
+
+
+def test_a_case_that_was_not_evaluated_is_left_out(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path)
+    path = runs[2] / "eval" / "metrics_per_case.csv"
+    header, gone, kept = path.read_text().splitlines()
+    path.write_text(f"{header}\n{kept}\n")
+    assert gone[:6] not in tune(runs)["ensemble"]["cases"]
+
+
+def test_an_evaluation_of_other_weights_is_refused(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path)
+    (runs[1] / "models" / "model.pt").write_bytes(b"trained again")
+    with pytest.raises(DataError, match=r"is not an evaluation of .*model.pt as it is"):
+        tune(runs)
+
+
+def test_data_that_have_moved_and_folders_that_are_no_runs(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"Case_.*can't be read.*--dataset_dir"):
+        tune(runs)
+    assert len(tune(runs, tmp_path / "moved")["ensemble"]["cases"]) == 6
+    with pytest.raises(DataError, match="nowhere is not the folder of a trained run"):
+        tune([runs[0], tmp_path / "nowhere"], tmp_path / "moved")
+
+
+def test_thresholds_are_not_judged_on_their_own_cases(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path)
+    tune(runs)
+    models = [str(run / "models" / "model.pt") for run in runs]
+    own = [{"case": path.name[:6]} for path in (runs[0] / "eval").glob("*_seg.nii.gz")]
+    refuse_own_cases(models[:1], own)  # chosen on the other folds
+    with pytest.raises(DataError, match=r"thresholds \(ensemble\) were chosen on 2 of these"):
+        refuse_own_cases(models, own)
+    with pytest.raises(DataError, match=r"thresholds \(single\) were chosen on 2 of these"):
+        refuse_own_cases(models[1:2], own)
+    refuse_own_cases(models, [{"case": "New"}])

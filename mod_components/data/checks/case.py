@@ -13,6 +13,9 @@ from mod_components.data.checks.problem import ERROR, WARNING, Problem
 from mod_components.data.checks.volume import Volume, VolumeError
 from mod_components.data.layouts import CHANNELS, CaseRecord, Layout
 
+# Above this, the sum of the squares of 512³ voxels is beyond what a 32-bit float can hold.
+_LARGEST = 1e15
+
 
 @dataclass
 class Scan:
@@ -37,6 +40,11 @@ class Scan:
         """Smallest and largest value."""
         return float(self.voxels.min()), float(self.voxels.max())
 
+    @property
+    def overflows(self) -> bool:
+        """Whether a finite value is beyond any intensity, so that 32-bit floats can't bear it."""
+        return max(map(abs, self.range)) > _LARGEST
+
     @cached_property
     def foreground(self) -> np.ndarray:
         """Where the image is not exactly 0, (D, H, W)."""
@@ -50,8 +58,8 @@ class Scan:
 
     @property
     def sound(self) -> bool:
-        """Whether it is finite and not the same everywhere, so that statistics mean something."""
-        return self.finite and self.range[0] < self.range[1]
+        """Whether its values are finite, bearable and differ, so that statistics mean something."""
+        return self.finite and not self.overflows and self.range[0] < self.range[1]
 
     @cached_property
     def digest(self) -> str:
@@ -86,11 +94,15 @@ class Case:
 
     @cached_property
     def label_voxels(self) -> np.ndarray | VolumeError | None:
-        """The label map, why it can't be read, or None where there is no good 3D label file."""
+        """The label map, why it can't be read, or None where there is no good 3D label file.
+
+        Fractions are 32-bit floats, as they are loaded: a scaled header may give 1.00000001 for 1.
+        """
         if self.label is None or self.label.error or len(self.label.shape) != 3:
             return None
         try:
-            return self.label.voxels()
+            voxels = self.label.voxels()
+            return voxels.astype(np.float32, copy=False) if voxels.dtype.kind == "f" else voxels
         except VolumeError as error:
             return error
 

@@ -13,18 +13,11 @@ from mod_components.data.checks.facts import CaseFacts
 from mod_components.data.checks.problem import ERROR, WARNING, Problem
 from mod_components.data.checks.volume import brief
 from mod_components.data.datalist import SPLITS_FILE, make_datalist
-from mod_components.data.layouts import CaseRecord
+from mod_components.data.layouts import CaseRecord, FolderError, lone_labels
 from mod_components.errors import DataError
 
-# How read_folder begins what went wrong, and how it begins the mend.
-_FOLDER_KINDS = (
-    ("no-folder", "Data folder ", "Give the folder"),
-    ("no-case", "No case found", "Layouts understood"),
-    ("mixed-layouts", "cases of two layouts", "Give the folder"),
-    ("case-twice", "is there twice", "File names begin"),
-    ("bad-dataset-json", "dataset.json can't be read", "Take the dataset.json"),
-    ("bad-dataset-json", "dataset.json: ", "Correct the names"),
-)
+_NAMED = 5
+_BOTH = {"train", "validation"}
 
 
 def folder_problem(root: str, error: Exception) -> Problem:
@@ -32,39 +25,66 @@ def folder_problem(root: str, error: Exception) -> Problem:
 
     no-folder, no-case, mixed-layouts, case-twice, bad-dataset-json; unreadable-folder for the rest.
     """
-    text = str(error)
-    for kind, sign, mend in _FOLDER_KINDS:
-        if sign in text and mend in text:
-            cut = text.rindex(mend)
-            return Problem("", root, ERROR, text[:cut].rstrip(" ."), text[cut:].rstrip("."), kind)
-    if not isinstance(error, DataError):
-        text = f"can't be read ({brief(error)})"
-    return Problem("", root, ERROR, text, "give the folder that was meant", "unreadable-folder")
+    if isinstance(error, FolderError):
+        return Problem("", root, ERROR, error.message, error.mend, error.kind)
+    message = str(error) if isinstance(error, DataError) else f"can't be read ({brief(error)})"
+    return Problem("", root, ERROR, message, "give the folder that was meant", "unreadable-folder")
 
 
 def folder_problems(
-    root: str, records: Sequence[CaseRecord], facts: Sequence[CaseFacts]
+    root: str,
+    records: Sequence[CaseRecord],
+    facts: Sequence[CaseFacts],
+    legacy_et: bool = False,
 ) -> list[Problem]:
     """What only shows when the cases are seen together."""
     return [
-        *_splits(root, records),
+        *_splits(root, records, legacy_et),
+        *_labels(root, records),
         *_orientations(root, facts),
         *_spacings(root, facts),
         *_duplicates(root, records, facts),
     ]
 
 
-def _splits(root: str, records: Sequence[CaseRecord]) -> Iterator[Problem]:
+def _splits(root: str, records: Sequence[CaseRecord], legacy_et: bool) -> Iterator[Problem]:
     """bad-splits: there is a splits.json, and a training would refuse it."""
     path = os.path.join(root, SPLITS_FILE)
     # without these a training stops for another reason, which is reported with the case
     ready = any(r.label for r in records) and not any(r.missing for r in records)
     if os.path.exists(path) and ready:
         try:
-            make_datalist(root)
-        except (DataError, RecursionError) as error:
+            make_datalist(root, legacy_et=legacy_et)
+        except DataError as error:  # its last sentence is the mend
+            message, _, mend = str(error).removeprefix(f"{path} ").rpartition(". ")
+            yield Problem("", path, ERROR, message, mend.rstrip("."), "bad-splits")
+        except RecursionError:
             mend = 'write {"train": [ids], "validation": [ids]}, or remove the file'
-            yield Problem("", path, ERROR, str(error), mend, "bad-splits")
+            yield Problem("", path, ERROR, "its brackets nest without end", mend, "bad-splits")
+
+
+def _labels(root: str, records: Sequence[CaseRecord]) -> Iterator[Problem]:
+    """Label maps that are missing, or have no image (all warnings).
+
+    no-labels: no case has one. no-label: some cases have none, most have one. label-without-image:
+    a Decathlon folder has a label map of a case without an image.
+    """
+    bare = [record.case for record in records if not record.label]
+    if len(bare) == len(records):
+        mend = "it can be used with --unlabelled_dir, not as --dataset_dir for training"
+        yield Problem("", root, WARNING, "no case has a label map", mend, "no-labels")
+    elif bare and len(bare) < len(records) / 2:
+        have = "has" if len(bare) == 1 else "have"
+        message = (
+            f"{_some(bare)} {have} no label map, unlike {len(records) - len(bare)} other cases"
+        )
+        mend = "add them if there are any; without them the cases are not trained on"
+        yield Problem("", root, WARNING, message, mend, "no-label")
+    if lone := [os.path.basename(path) for path in lone_labels(root)]:
+        message = f"label maps without an image of that name: {_some(lone)}"
+        mend = "add the images, or correct the names"
+        folder = os.path.join(root, "labelsTr")
+        yield Problem("", folder, WARNING, message, mend, "label-without-image")
 
 
 def _split_of(root: str) -> dict[str, str]:
@@ -114,15 +134,14 @@ def _duplicates(
     split = _split_of(root)
     folders = {record.case: record.folder for record in records}
     labels = {record.case: record.label or record.folder for record in records}
-    for (one, other), shared in _pairs(facts).items():
+    for (one, other), shared in _pairs(facts, split).items():
         images = [name for name in shared if name != "label"]
         if not images:
             message = f"its label map has the same tumour voxels as that of {one}"
             mend = "put the right label map there"
             yield Problem(other, labels[other], WARNING, message, mend, "duplicate-label")
             continue
-        parts = {split.get(one, one), split.get(other, other)}
-        leak = parts == {"train", "validation"}
+        leak = {split.get(one), split.get(other)} == _BOTH
         message = f"the same voxels as {one} in {', '.join(images)}"
         if leak:
             message += f"; one is in training, the other in validation ({SPLITS_FILE})"
@@ -131,17 +150,27 @@ def _duplicates(
         yield Problem(other, folders[other], severity, message, mend, "duplicate-case")
 
 
-def _pairs(facts: Sequence[CaseFacts]) -> dict[tuple[str, str], list[str]]:
-    """(first case, later case) → what they have in common."""
+def _pairs(facts: Sequence[CaseFacts], split: dict[str, str]) -> dict[tuple[str, str], list[str]]:
+    """(earlier case, later case) → what they have in common.
+
+    The earlier one is the first on the other side of the split, where there is any.
+    """
     owners: dict[tuple[str, str], list[str]] = defaultdict(list)
     for fact in facts:
         for name, digest in fact.digests.items():
             owners[name, digest].append(fact.case)
     pairs: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (name, _), cases in owners.items():
-        for later in cases[1:]:
-            pairs[cases[0], later].append(name)
+        for index, later in enumerate(cases[1:], 1):
+            across = [c for c in cases[:index] if {split.get(c), split.get(later)} == _BOTH]
+            pairs[(across or cases)[0], later].append(name)
     return pairs
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def spacing_text(spacing: Sequence[float]) -> str:
@@ -150,5 +179,5 @@ def spacing_text(spacing: Sequence[float]) -> str:
 
 
 def counted(found: Counter[str]) -> str:
-    """Such as "LPS (44), RAS (1)", the most frequent first."""
-    return ", ".join(f"{name} ({count})" for name, count in found.most_common())
+    """Such as "LPS (44), RAS (1)", the most frequent first; no more than five."""
+    return _some([f"{name} ({count})" for name, count in found.most_common()])

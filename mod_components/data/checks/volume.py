@@ -25,6 +25,10 @@ MAX_BYTES = 2**30
 MAX_DEFLATE_RATIO = 1032
 _MAX_HEADER_BYTES = 16 * 2**20
 _MAX_TRAILING_BYTES = 2**20
+_MUCH_MORE = (
+    "more than 1 MiB follows the voxels that its header states",
+    "see that its header states the true shape",
+)
 _PIECE = 4 * 2**20
 _IMAGES: dict[type, type] = {
     nib.Nifti1Header: nib.Nifti1Image,
@@ -60,7 +64,8 @@ class Volume:
         pixdim: voxel sizes in mm as the header states them beside the affine.
         contradicts_itself: whether ``pixdim`` and the stored affine differ by more than 1%.
         error: why the file can't be used; None for a good header.
-        trailing: whether more than 1 MiB follows the voxels; known once they have been read.
+        trailing: (what, mend) where something follows the voxels that does not belong there;
+            known once they have been read.
     """
 
     def __init__(self, path: str) -> None:
@@ -69,18 +74,26 @@ class Volume:
         self.affine = np.eye(4)
         self.pixdim: tuple[float, ...] = ()
         self.error: VolumeError | None = None
-        self.trailing = False
+        self.trailing: tuple[str, str] | None = None
         self.contradicts_itself = False
         try:
             self._read_header()
         except VolumeError as error:
             self.error = error
+        except (FileNotFoundError, PermissionError) as error:
+            self.error = _out_of_reach(error)
         except EOFError as error:
             self.error = VolumeError("truncated", _unreadable(error))
         except (gzip.BadGzipFile, zlib.error) as error:
             self.error = VolumeError("damaged", _unreadable(error))
         except Exception as error:  # nibabel, gzip and zlib raise whatever garbage leads them to
             self.error = VolumeError("not-nifti", _unreadable(error))
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the header multiplies the stored values or adds to them."""
+        slope, inter = self.header.get_slope_inter()
+        return slope is not None and (slope, inter) != (1.0, 0.0)
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -112,6 +125,8 @@ class Volume:
             return self._read_voxels()
         except VolumeError:
             raise
+        except (FileNotFoundError, PermissionError) as error:
+            raise _out_of_reach(error) from error
         except EOFError as error:
             raise VolumeError("truncated", f"voxels can't be read ({brief(error)})") from error
         except (OSError, zlib.error) as error:
@@ -171,7 +186,7 @@ class Volume:
         if state.st_size == 0:
             raise VolumeError("empty-file", "the file is empty (0 bytes)")
         if not os.access(self.path, os.R_OK):
-            raise VolumeError("no-permission", "no permission to read it", "chmod u+r the file")
+            raise _out_of_reach(PermissionError())
         return state.st_size
 
     @property
@@ -200,7 +215,7 @@ class Volume:
         """Compare what the header promises with what a file of this size can hold."""
         needed = self.offset + self._promised
         if not self._compressed:
-            self.trailing = size - needed > _MAX_TRAILING_BYTES
+            self.trailing = _MUCH_MORE if size - needed > _MAX_TRAILING_BYTES else None
             if size < needed:
                 message = f"it ends after {size} bytes; its header promises {needed}"
                 raise VolumeError("truncated", message)
@@ -219,12 +234,9 @@ class Volume:
                 message = f"voxels can't be read (it ends {len(raw) - got} bytes early)"
                 raise VolumeError("truncated", message)
             if self._compressed:  # the checksum stands at the very end
-                self.trailing = _skip(file, _MAX_TRAILING_BYTES + 1) > _MAX_TRAILING_BYTES
+                self.trailing = _read_end(file)
         voxels = raw.view(self.dtype).reshape(self.shape, order="F")
-        slope, inter = self.header.get_slope_inter()
-        if slope is None or (slope, inter) == (1.0, 0.0):
-            return voxels
-        return apply_read_scaling(voxels, slope, inter)
+        return apply_read_scaling(voxels, *self.header.get_slope_inter()) if self.scaled else voxels
 
 
 def _parse(file: IO[bytes]) -> Any:
@@ -263,6 +275,26 @@ def _skip(file: IO[bytes], count: int) -> int:
     while left and (piece := file.read(min(_PIECE, left))):
         left -= len(piece)
     return count - left
+
+
+def _read_end(file: IO[bytes]) -> tuple[str, str] | None:
+    """Read a little beyond the voxels, as far as the checksum; returns what is too much there."""
+    try:
+        more = _skip(file, _MAX_TRAILING_BYTES + 1) > _MAX_TRAILING_BYTES
+    except gzip.BadGzipFile as error:
+        # gzip says this of what follows a part whose checksum was right; nibabel reads that part
+        if not str(error).startswith("Not a gzipped file"):
+            raise
+        return "bytes that are not gzip follow its compressed data", COPY_AGAIN
+    return _MUCH_MORE if more else None
+
+
+def _out_of_reach(error: OSError) -> VolumeError:
+    if isinstance(error, PermissionError):
+        mend = "chmod u+r the file, and u+rx the folders above it"
+        return VolumeError("no-permission", "no permission to read it", mend)
+    mend = "see that nothing moves or deletes files, and check again"
+    return VolumeError("disappeared", "it disappeared while being read", mend)
 
 
 def _unreadable(error: Exception) -> str:

@@ -26,28 +26,32 @@ def readable_voxels(case: Case) -> Iterator[Problem]:
     """The voxels of every image can be read to the end.
 
     truncated: the file ends before its voxels do. damaged: the compressed data or their checksum
-    are wrong. trailing-data (warning): more than 1 MiB follows the voxels that the header states.
+    are wrong. trailing-data (warning): more than 1 MiB follows the voxels that the header states,
+    or anything that is not gzip follows the end of the compressed data.
     """
     for volume, error in case.failures:
         yield case.error(error.kind, volume.path, str(error), error.mend)
     failed = {volume.path for volume, _ in case.failures}
     for volume in case.readable:
         if volume.trailing and volume.path not in failed:
-            message = "more than 1 MiB follows the voxels that its header states"
-            mend = "see that its header states the true shape"
-            yield case.warning("trailing-data", volume.path, message, mend)
+            yield case.warning("trailing-data", volume.path, *volume.trailing)
 
 
 def values(case: Case) -> Iterator[Problem]:
     """Every image holds finite values that differ.
 
-    non-finite: a voxel is not a number or infinite. empty-image: all voxels are 0. constant-image:
-    all voxels have one other value.
+    non-finite: a voxel is not a number or infinite. overflow: one is beyond 1e15, so that the
+    32-bit floats that networks see can't hold it, or the sum of squares that standardises the
+    image. empty-image: all voxels are 0. constant-image: all voxels have one other value.
     """
     for scan in case.scans:
         if not scan.finite:
             mend = "convert the original scan again"
             yield case.error("non-finite", scan.path, _of(case, scan, "non-finite voxels"), mend)
+        elif scan.overflows:
+            top = max(map(abs, scan.range))
+            message = _of(case, scan, f"values up to {top:.3g} overflow 32-bit floats")
+            yield case.error("overflow", scan.path, message, _EXPORT_AGAIN)
         elif not scan.sound:
             value = scan.range[0]
             kind = "constant-image" if value else "empty-image"
