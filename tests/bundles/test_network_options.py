@@ -12,7 +12,8 @@ from monai.bundle import ConfigWorkflow
 from torch import nn
 
 from mod_components.networks import SegMamba, ShallowUNETR
-from tests.backbones import small_settings
+from mod_components.release import backbones
+from tests.backbones import BACKBONES, small_settings
 from tests.bundles.conftest import REPOSITORY
 
 
@@ -77,3 +78,20 @@ def test_weights_without_a_record_are_told(
         workflow.parser.get_parsed_content(item)
     assert f"no {tmp_path / 'training.json'}: the network is built with" in caplog.text
     assert f"no training.json beside {checkpoint}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_training_records_its_network(name: str) -> None:
+    """Class and arguments as they are, from which any bundle builds the network of a checkpoint."""
+    path = REPOSITORY / "bundles" / f"{name}_mod" / "configs" / "train.json"
+    settings = {"roi_size": [64, 64, 64], **small_settings(name), "network_def#out_channels": 5}
+    workflow = ConfigWorkflow(str(path), logging_file=False, workflow_type=None, **settings)
+    record = json.loads(json.dumps(workflow.parser.get_parsed_content("settings#network")))
+    row = backbones()[name]
+    assert record.pop("target") == row["network_def"]["_target_"]
+    expected = {key: value for key, value in row["network_def"].items() if key != "_target_"}
+    assert record.keys() == expected.keys()
+    everything = {**row["network_settings"], **settings}
+    for key, value in expected.items():
+        filled = everything[value[1:]] if str(value).startswith("@") else value
+        assert record[key] == (5 if key == "out_channels" else filled), key
