@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,20 @@ from scipy.stats import wilcoxon
 
 from mod_components.data.layouts import REGIONS
 from mod_components.errors import DataError
+from mod_components.evaluation.results import PER_CASE, read_table
 from mod_components.evaluation.scores import METRICS
 from mod_components.evaluation.summary import bootstrap_intervals, region_values
 
 __all__ = ["Comparison", "Difference", "compare", "read_scores"]
 
-PER_CASE = "metrics_per_case.csv"
 COMPARED = ("dice", "hd95", "nsd", "lesion_dice")
 
 _TITLES = {metric.key: metric.title for metric in METRICS}
 # Files have 6 digits: what differs beyond the ninth decimal is rounding, and would break ties.
 _DECIMALS = 9
+# True volumes that are closer are the same: voxel sizes may come from headers of 32-bit floats.
+_SAME_RELATIVE, _SAME_ML = 1e-4, 1e-6
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class Difference:
         difference: mean of B − A.
         ci_low: lower end of the 95 % bootstrap interval of the mean of B − A, pairs resampled.
         ci_high: its upper end.
-        p: of Wilcoxon's signed-rank test, two-sided; 1 where no pair differs.
-        p_holm: ``p`` adjusted by Holm's method over the metric's three regions; nan for "mean".
+        p: of Wilcoxon's signed-rank test, two-sided; 1 where no pair differs, nan without a pair.
+        p_holm: ``p`` adjusted by Holm's method over the metric's regions that have one; nan for
+            "mean".
     """
 
     metric: str
@@ -111,9 +114,10 @@ class Comparison:
             digits = 2 if d.metric == "hd95" else 4
             interval = f"[{d.ci_low:+.{digits}f}, {d.ci_high:+.{digits}f}]"
             means = f"{d.mean_a:>9.{digits}f} {d.mean_b:>9.{digits}f} {d.difference:>+9.{digits}f}"
-            holm = "" if math.isnan(d.p_holm) else f"{d.p_holm:.4f}"
             line = f"{_TITLES[d.metric]:<20.20}  {d.region:<6} {d.n:>5} {means}"
-            lines.append(f"{line}  {interval:>20} {d.p:>7.4f} {holm:>7}".rstrip())
+            lines.append(
+                f"{line}  {interval:>20} {_show_p(d.p):>7} {_show_p(d.p_holm):>7}".rstrip()
+            )
         return lines
 
 
@@ -128,8 +132,8 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
         A row for each metric that both files have and each of TC, WT, ET and their mean.
 
     Raises:
-        DataError: if a file is missing or not such a table, or the two have no case or no metric
-            in common.
+        DataError: if a file is missing or not such a table, the two have no case or no metric in
+            common, or the true volumes of a case differ.
     """
     path_a, path_b = _file(a), _file(b)
     scores_a, scores_b = read_scores(path_a), read_scores(path_b)
@@ -139,6 +143,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
             f"no case is in both {path_a} ({len(scores_a)} cases) and {path_b} ({len(scores_b)} "
             "cases): compare evaluations of the same data."
         )
+    _refuse_other_truths(path_a, path_b, {case: (scores_a[case], scores_b[case]) for case in cases})
     rows_a, rows_b = [scores_a[case] for case in cases], [scores_b[case] for case in cases]
     metrics = [key for key in COMPARED if _has(rows_a[0], key) and _has(rows_b[0], key)]
     if not metrics:
@@ -164,43 +169,43 @@ def read_scores(path: str | os.PathLike[str]) -> dict[str, dict[str, float]]:
         Values by column, by case; an empty cell is nan.
 
     Raises:
-        DataError: if the file is missing, has no cases, has one twice, or has a cell that is not a
-            number.
+        DataError: as of :func:`mod_components.evaluation.results.read_table`.
     """
-    file = _file(path)
-    if not file.is_file():
-        raise DataError(f"{file}: no such file. Give a folder that an evaluation has written.")
-    scores: dict[str, dict[str, float]] = {}
-    with file.open(newline="", encoding="utf-8") as text:
-        for row in csv.DictReader(text):
-            case = row.pop("case", None)
-            if not case:
-                raise DataError(f"{file}: no column of cases. Is it a {PER_CASE}?")
-            if case in scores:
-                raise DataError(f"{file}: {case} is there twice. Remove one of its rows.")
-            scores[case] = {
-                column: _number(value, case, column, file) for column, value in row.items()
-            }
-    if not scores:
-        raise DataError(f"{file}: no case in it. Evaluate again.")
-    return scores
+    return read_table(_file(path), "case")
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
     return Path(path) / PER_CASE if Path(path).is_dir() else Path(path)
 
 
-def _number(value: str | None, case: str, column: str, file: Path) -> float:
-    try:
-        return float(value) if value else math.nan
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{file}: {column} of {case} is {value!r}, not a number. Correct it, or evaluate again."
-        ) from None
-
-
 def _has(row: dict[str, float], key: str) -> bool:
     return all(f"{key}_{region.lower()}" in row for region in REGIONS)
+
+
+def _refuse_other_truths(
+    a: Path, b: Path, pairs: Mapping[str, tuple[dict[str, float], dict[str, float]]]
+) -> None:
+    """Scores against different label maps say nothing about which prediction is better.
+
+    Raises:
+        DataError: if a case's true volume of a region is not the same in both files.
+    """
+    found: dict[str, str] = {}
+    for case, (one, other) in pairs.items():
+        for region in REGIONS:
+            column = f"volume_truth_{region.lower()}"
+            volumes = one.get(column, math.nan), other.get(column, math.nan)
+            known = not any(map(math.isnan, volumes))
+            if known and not math.isclose(*volumes, rel_tol=_SAME_RELATIVE, abs_tol=_SAME_ML):
+                found.setdefault(case, f"{case}: {region} {volumes[0]:g} and {volumes[1]:g} mL")
+    if found:
+        examples = "; ".join(list(found.values())[:_EXAMPLES])
+        examples += "; …" if len(found) > _EXAMPLES else ""
+        raise DataError(
+            f"{a} and {b} do not have the same truth: the true volumes of {len(found)} of "
+            f"{len(pairs)} cases differ ({examples}). Evaluate both again with the same label maps "
+            "and the same legacy_et."
+        )
 
 
 def _differences(
@@ -243,10 +248,19 @@ def _signed_rank(change: NDArray[np.float64]) -> float:
 
 
 def _holm(p: Sequence[float]) -> list[float]:
-    """p-values adjusted by Holm's step-down method (Scand. J. Statist. 6, 1979)."""
-    order = sorted(range(len(p)), key=lambda i: p[i])
-    adjusted, largest = [0.0] * len(p), 0.0
+    """p-values adjusted by Holm's step-down method (Scand. J. Statist. 6, 1979).
+
+    Those that are nan were not tested: they stay nan and do not count among the tests.
+    """
+    order = sorted((i for i in range(len(p)) if not math.isnan(p[i])), key=lambda i: p[i])
+    adjusted, largest = [math.nan] * len(p), 0.0
     for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        largest = max(largest, min(1.0, (len(order) - rank) * p[i]))
         adjusted[i] = largest
     return adjusted
+
+
+def _show_p(p: float) -> str:
+    if math.isnan(p):
+        return ""
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,14 @@ from mod_components.data.layouts import REGIONS
 from mod_components.errors import DataError
 from mod_components.evaluation.distributions import plot_distribution
 from mod_components.evaluation.html_style import SCRIPT, STYLE
-from mod_components.evaluation.results import Case, MetricView, Results, read_results
+from mod_components.evaluation.results import (
+    UNDEFINED,
+    Case,
+    MetricView,
+    Results,
+    note_text,
+    read_results,
+)
 from mod_components.files import write_atomically
 from mod_components.metrics import HD95_MISSED
 
@@ -27,7 +33,6 @@ __all__ = ["write_html"]
 TITLE = "Evaluation of a tumour segmentation"
 INTENDED_USE = "Research only, not to be used for diagnosis"
 
-_UNDEFINED = "–"
 _SUMMARY_REGIONS = {**{region: region for region in REGIONS}, "mean": "Mean of regions"}
 _KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
 
@@ -100,15 +105,19 @@ def _page(title: str, results: Results, pictures: Mapping[str, bytes]) -> str:
 
 
 def _head(title: str, results: Results) -> str:
-    facts: dict[str, str] = {"Cases": str(len(results.cases))}
-    notes = {key[:1].upper() + key[1:]: _text(value) for key, value in results.notes.items()}
-    if "Data" in notes:
-        facts = {"Data": notes.pop("Data"), **facts}
+    own = {"Cases": str(len(results.cases))}
     for metric in results.metrics[:2]:
         if mean := _mean_and_interval(results.summary.get("mean", {}), metric):
-            facts[f"Mean {metric.label}"] = mean
-    facts |= notes
-    facts["Date of this report"] = datetime.date.today().isoformat()
+            own[f"Mean {metric.label}"] = mean
+    date = {"Date of this report": datetime.date.today().isoformat()}
+    notes: dict[str, str] = {}
+    for note, value in results.notes.items():
+        key = note[:1].upper() + note[1:]
+        while key in {**own, **date, **notes}:  # a note stands beside a fact, never for it
+            key += " (note)"
+        notes[key] = note_text(value)
+    data = {key: notes.pop(key) for key in ("Data",) if key in notes}
+    facts = {**data, **own, **notes, **date}
     lines = [f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items()]
     return (
         f'<header>\n<h1>{escape(title)}</h1>\n<p class="intended">{INTENDED_USE}</p>\n'
@@ -122,7 +131,7 @@ def _summary(results: Results) -> str:
     rows = []
     for metric in results.metrics:
         cells = "".join(_summary_cell(results.summary[region], metric) for region in regions)
-        rows.append(f'<tr><th scope="row">{escape(metric.label)}</th>{cells}</tr>')
+        rows.append(f"<tr>{_row_head(escape(metric.label))}{cells}</tr>")
     return f"""<section aria-labelledby="summary">
 <h2 id="summary">Summary</h2>
 <p class="note">TC: tumour core. WT: whole tumour. ET: enhancing tumour. Mean over the cases with,
@@ -141,7 +150,7 @@ and the median. {_conventions(results)}</p>
 
 def _conventions(results: Results) -> str:
     keys = {metric.key for metric in results.metrics}
-    said = f"Undefined values are shown as {_UNDEFINED} and left out."
+    said = f"Undefined values are shown as {UNDEFINED} and left out."
     if "hd95" in keys:
         said += (
             " By the BraTS conventions two empty masks have an HD95 of 0 mm, and an empty and a "
@@ -153,7 +162,7 @@ def _conventions(results: Results) -> str:
 def _summary_cell(row: Mapping[str, float], metric: MetricView) -> str:
     mean = _mean_and_interval(row, metric)
     if not mean:
-        return f"<td>{_UNDEFINED}</td>"
+        return f"<td>{UNDEFINED}</td>"
     below = [
         f"{name} {metric.show_mean(row[f'{metric.key}_{key}'])}"
         for key, name in (("std", "std"), ("median", "median"))
@@ -219,7 +228,7 @@ def _pictures(results: Results, pictures: Mapping[str, bytes]) -> str:
     return f"""<section aria-labelledby="worst">
 <h2 id="worst">Cases with pictures, worst first</h2>
 <p class="note">By mean Dice over the regions. Planes through the tumour, the patient's right on
-the left. Solid outlines: truth; dashed: prediction.</p>
+the left. Solid outlines: truth; dashed: prediction; solid with dark dashes: both.</p>
 {_lines(cards)}</section>
 """
 
@@ -284,7 +293,7 @@ def _table_of_cases(
             f"<td{_start(m, region)}>{m.show(case.values[m.key].get(region))}</td>"
             for m, region in columns
         )
-        rows.append(f'<tr><th scope="row">{name}</th><td>{_dice(case)}</td>{cells}</tr>')
+        rows.append(f"<tr>{_row_head(name)}<td>{_dice(case)}</td>{cells}</tr>")
     return f"""<div class="scroll" role="region" aria-label="{escape(group)}" tabindex="0">
 <table class="cases">
 <thead>
@@ -298,12 +307,17 @@ def _table_of_cases(
 """
 
 
+def _row_head(content: str) -> str:
+    """The first cell of a row; it stays in view, and its inner box keeps it from filling that."""
+    return f'<th scope="row"><span class="name">{content}</span></th>'
+
+
 def _start(metric: MetricView, region: str) -> str:
     return ' class="start"' if region == metric.regions[0] else ""
 
 
 def _dice(case: Case) -> str:
-    return f"{case.mean_dice:.3f}" if math.isfinite(case.mean_dice) else _UNDEFINED
+    return f"{case.mean_dice:.3f}" if math.isfinite(case.mean_dice) else UNDEFINED
 
 
 def _embedded(picture: bytes, alt: str) -> str:
@@ -312,10 +326,6 @@ def _embedded(picture: bytes, alt: str) -> str:
         raise ValueError(f"pictures must be PNG or JPEG files; not so: {alt}.")
     data = base64.b64encode(picture).decode()
     return f'<img src="data:image/{kinds[0]};base64,{data}" alt="{escape(alt)}">'
-
-
-def _text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _lines(parts: Iterable[str]) -> str:

@@ -49,8 +49,12 @@ tbody th, thead tr:first-child th:first-child { text-align: left; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 thead th[colspan] { text-align: center; }
 .start { border-left: 1px solid var(--line); }
-td small { display: block; color: var(--faint); font-size: .8rem; }
+td small { display: block; color: var(--faint); font-size: .8rem; white-space: normal; }
 tbody th { position: sticky; left: 0; background: var(--card); }
+.name {
+  display: inline-block; vertical-align: top; width: max-content; max-width: min(16rem, 36vw);
+  white-space: normal; overflow-wrap: anywhere;
+}
 .cases tbody th { font-weight: 500; }
 th button {
   all: unset; cursor: pointer; text-decoration: underline dotted; text-underline-offset: .2em;

@@ -15,7 +15,10 @@ from mod_components.data.layouts import REGIONS
 from mod_components.errors import DataError
 from mod_components.evaluation.scores import METRICS
 
-__all__ = ["Case", "MetricView", "Results", "read_results"]
+__all__ = ["Case", "MetricView", "Results", "note_text", "read_results", "read_table"]
+
+PER_CASE = "metrics_per_case.csv"
+UNDEFINED = "–"
 
 _GROUPS = {
     "Overlap and distance": ("dice", "hd95", "nsd"),
@@ -27,6 +30,7 @@ _GROUPS = {
     ),
 }
 _FURTHER = "Further metrics"
+_SMALL_ML = 10
 _TITLES = {metric.key: (metric.title, metric.unit) for metric in METRICS}
 
 
@@ -61,12 +65,19 @@ class MetricView:
         return self.unit == "mm"
 
     def show(self, value: float | None) -> str:
-        """A case's value, – where it is undefined."""
-        return "–" if value is None or not math.isfinite(value) else f"{value:.{self.digits}f}"
+        """A case's value, – where it is undefined; small volumes with one more decimal."""
+        if value is None or not math.isfinite(value):
+            return UNDEFINED
+        return self._rounded(value, self.digits)
 
     def show_mean(self, value: float) -> str:
         """A statistic over cases: of counts with a decimal too."""
-        return f"{value:.{max(self.digits, 1)}f}"
+        return self._rounded(value, max(self.digits, 1))
+
+    def _rounded(self, value: float, digits: int) -> str:
+        if self.unit == "mL" and abs(value) < _SMALL_ML:
+            digits += 1
+        return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 makes 0 of -0
 
 
 @dataclass(frozen=True)
@@ -112,14 +123,15 @@ def read_results(folder: str | os.PathLike[str]) -> Results:
         DataError: if a file is missing, empty or damaged.
     """
     root = Path(folder)
-    rows = _rows(root / "metrics_per_case.csv", "case")
+    rows = read_table(root / PER_CASE, "case")
     metrics = _metrics(next(iter(rows.values())))
     cases = [
         Case(name, {m.key: {r: row[f"{m.key}_{r.lower()}"] for r in m.regions} for m in metrics})
         for name, row in rows.items()
     ]
     cases.sort(key=lambda case: (math.isnan(case.mean_dice), case.mean_dice, case.name))
-    return Results(metrics, cases, _rows(root / "metrics_summary.csv", "region"), _notes(root))
+    summary = read_table(root / "metrics_summary.csv", "region")
+    return Results(metrics, cases, summary, _notes(root))
 
 
 def _metrics(row: Mapping[str, float]) -> list[MetricView]:
@@ -139,26 +151,79 @@ def _view(key: str, regions: tuple[str, ...]) -> MetricView:
     return MetricView(key, title, unit, 0 if count else 1 if unit else 3, group, regions)
 
 
-def _rows(path: Path, key: str) -> dict[str, dict[str, float]]:
-    """Rows of a CSV file by the text in column ``key``, the rest as numbers, nan where empty."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.DictReader(file, strict=True))
-        rows = {
-            line.pop(key): {column: float(cell or "nan") for column, cell in line.items()}
-            for line in lines
+def read_table(path: Path, key: str) -> dict[str, dict[str, float]]:
+    """Rows of a CSV file that an evaluation has written.
+
+    Args:
+        path: the file, in UTF-8.
+        key: the column of the rows' names, such as "case".
+
+    Returns:
+        Values by column, by row; an empty cell is nan.
+
+    Raises:
+        DataError: if the file is missing or can't be read, has no column ``key`` or no rows, or a
+            row is there twice, is cut short or too long, or has a cell that is not a number.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for line in _lines(path, key):
+        name = line.pop(key)
+        if not name:
+            raise DataError(f"{path}: a row without a {key}. Remove it, or evaluate again.")
+        if name in rows:
+            raise DataError(f"{path}: {name} is there twice. Remove one of its rows.")
+        if None in line or None in line.values():
+            raise DataError(
+                f"{path}: the row of {name} has too {'many' if None in line else 'few'} cells. "
+                "Was the file cut short or edited? Evaluate again."
+            )
+        rows[name] = {
+            column: _number(cell, f"{path}: {column} of {name}") for column, cell in line.items()
         }
+    if not rows:
+        raise DataError(f"{path}: no {key} in it. Evaluate at least one case.")
+    return rows
+
+
+def _lines(path: Path, key: str) -> list[dict[str, str]]:
+    """Cells of every row by column; what csv makes of rows of another length is left in."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark first
+            reader = csv.DictReader(file, strict=True)
+            lines = list(reader)
     except FileNotFoundError as error:
         raise DataError(
-            f"{path.parent} has no {path.name}: give the output_dir of an evaluation."
+            f"{path}: no such file. Give a folder that an evaluation has written."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{path} can't be read ({type(error).__name__}: {error}): evaluate again."
+            f"{path} can't be read ({type(error).__name__}: {error}). "
+            "Save it as CSV in UTF-8, or evaluate again."
         ) from error
-    if not rows:
-        raise DataError(f"{path} has no rows: evaluate at least one case.")
-    return rows
+    if key not in (reader.fieldnames or ()):
+        raise DataError(
+            f"{path}: no column {key!r}. Give the file as an evaluation has written it, in UTF-8 "
+            "and with commas between the cells."
+        )
+    return lines
+
+
+def _number(cell: str, where: str) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        raise DataError(
+            f"{where} is {cell!r}, not a number. Correct it, or evaluate again."
+        ) from None
+
+
+def note_text(value: Any) -> str:
+    """A note's value to read: yes or no, six digits of a fraction, – for nothing."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return UNDEFINED
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _notes(root: Path) -> dict[str, Any]:
@@ -167,9 +232,9 @@ def _notes(root: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")).get("notes") or {})
     except FileNotFoundError as error:
         raise DataError(
-            f"{root} has no summary.json: give the output_dir of an evaluation."
+            f"{path}: no such file. Give a folder that an evaluation has written."
         ) from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} can't be read ({type(error).__name__}: {error}): evaluate again."
+            f"{path} can't be read ({type(error).__name__}: {error}). Evaluate again."
         ) from error

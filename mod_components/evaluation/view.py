@@ -25,6 +25,7 @@ from mod_components.files import write_atomically
 __all__ = ["view_case"]
 
 _EXAMPLES = 5
+_KINDS = ("jpeg", "jpg", "pdf", "png", "svg", "tif", "tiff", "webp")
 
 
 def view_case(
@@ -43,7 +44,7 @@ def view_case(
         case: the case's folder (or a data set's folder with this case alone), or with
             ``dataset_dir`` the case's id.
         pred: a predicted label map (NIfTI) in the data set's codes, on the grid of the scans.
-        output: file to write (.png, .jpg, .pdf, …), or a folder that is there;
+        output: file to write (.png, .jpg, .pdf, .svg, .tif or .webp), or a folder that is there;
             ``<case>.png`` in the current folder where it is not given.
         dataset_dir: folder of the data set in which ``case`` is looked up.
         legacy_et: for a Decathlon folder, the label codes of the published results.
@@ -53,13 +54,13 @@ def view_case(
 
     Raises:
         DataError: if the case is not found or can't be used, or the prediction does not fit it.
-        SettingsError: if the output's format is none that can be written.
+        SettingsError: if the output's format is none of these, or it can't be written.
     """
     layout, record = _find(case, dataset_dir, legacy_et)
+    path = _output(output, record.case)
     refuse_bad_cases([record], layout)
     if pred is not None:
         _check_prediction(Path(pred).expanduser(), record, layout)
-    path = _output(output, record.case)
     volumes = _load(record, layout, pred)
     figure = draw_case(
         volumes["image"],
@@ -69,11 +70,14 @@ def view_case(
         channels=("FLAIR", "T1ce", "T1", "T2"),
         distances=True,
     )
-    kind = path.suffix[1:].lower()
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise SettingsError(f"--output {path}: a picture's name must end in .png, .jpg or .pdf.")
-    content = picture_bytes(figure, kind)
-    write_atomically(path, lambda file: file.write(content))
+    content = picture_bytes(figure, path.suffix[1:].lower())
+    try:
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        raise SettingsError(
+            f"--output {path}: can't be written ({error.strerror}: {error.filename}). Name a file "
+            "in a folder that you may write to."
+        ) from error
     return path
 
 
@@ -110,14 +114,22 @@ def _check_prediction(pred: Path, record: CaseRecord, layout: Layout) -> None:
     if not pred.is_file():
         raise DataError(f"{record.case}: the prediction {pred} is not there. Give --pred a NIfTI.")
     problems = check_cases([replace(record, label=str(pred))], layout)
-    if problems := [problem for problem in problems if problem.file == str(pred)]:
+    problems = [problem for problem in problems if problem.file == str(pred)]
+    # A network that finds nothing is among what one wants to see.
+    if problems := [problem for problem in problems if problem.kind != "empty-label"]:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise DataError(f"the prediction does not fit the case:\n{lines}")
 
 
 def _output(output: str | os.PathLike[str] | None, case: str) -> Path:
     path = Path(output or ".").expanduser()
-    return path / f"{case}.png" if path.is_dir() else path
+    path = path / f"{case}.png" if path.is_dir() else path
+    if path.suffix[1:].lower() not in _KINDS:
+        raise SettingsError(
+            f"--output {path}: a picture's name must end in .png, .jpg, .pdf, .svg, .tif or .webp; "
+            "a folder must be there already."
+        )
+    return path
 
 
 def _load(

@@ -20,7 +20,7 @@ __all__ = ["HTMLReport"]
 
 logger = logging.getLogger("mod_components.evaluation")
 
-_DPI = 90
+_DPI = 100
 
 # a case's mean Dice and its picture
 Drawn = tuple[float, bytes]

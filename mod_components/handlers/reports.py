@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 from ignite.engine import Engine, Events
 
+from mod_components.evaluation.results import note_text
 from mod_components.evaluation.scores import score_case
 from mod_components.evaluation.summary import summarise, table
 from mod_components.files import save_json
@@ -41,7 +42,8 @@ class EvaluationReport:
 
     Args:
         output_dir: folder to write into; it is made.
-        notes: further lines for the log and ``summary.json``, such as the Dice of a threshold.
+        notes: further lines for the log and ``summary.json``, such as the Dice of a threshold; nan
+            becomes null.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class EvaluationReport:
             return
         summary = summarise(rows)
         self._write([_without_nan(row) for row in rows], [_without_nan(row) for row in summary])
-        lines = table(summary) + [f"{k}: {_short(v)}" for k, v in self.notes.items()]
+        lines = table(summary) + [f"{k}: {note_text(v)}" for k, v in self.notes.items()]
         logger.info(
             "%d cases evaluated, written to %s\n%s", len(rows), self.output_dir, "\n".join(lines)
         )
@@ -97,7 +99,7 @@ class EvaluationReport:
             "regions": {
                 row["region"]: {k: v for k, v in row.items() if k != "region"} for row in summary
             },
-            "notes": self.notes,
+            "notes": _without_nan(self.notes),
         }
         save_json(content, self.output_dir / "summary.json")
 
@@ -125,9 +127,5 @@ def _gather(rows: dict[str, Row]) -> list[Row]:
 
 
 def _without_nan(row: Mapping[str, Any]) -> Row:
-    """None for nan: an empty cell in CSV, and null in JSON, which knows no nan."""
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
-
-
-def _short(value: str | float) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    """None for nan and inf: an empty cell in CSV, and null in JSON, which knows neither."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

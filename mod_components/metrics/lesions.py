@@ -23,9 +23,10 @@ mm³ where the text has voxels, and dilates by voxels where the text has mm. On 
 
 One thing differs here on purpose: HD95 is :func:`mod_components.metrics.hd95`, with surface voxels
 counted alike. The challenge weighs elements between the voxels by their area (DeepMind's
-surface-distance), which moves the HD95 of found lesions a little: in trials with both, a case's
-mean by less than a voxel. Dice and the counts are the same. The penalty is the challenge's 374 mm,
-where the HD95 of whole regions has 373.13 mm.
+surface-distance), which moves the HD95 of found lesions: usually by less than a voxel, on some
+real lesions by more than one, on small or scattered parts and anisotropic voxels by several. It is
+not comparable with the leaderboard to the decimal. Dice and the counts are the same. The penalty
+is the challenge's 374 mm, where the HD95 of whole regions has 373.13 mm.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,11 +107,11 @@ def voxel_size(spacing: Sequence[float]) -> tuple[float, float, float]:
     """The spacing as three floats in mm.
 
     Raises:
-        ValueError: if it is not three positive numbers.
+        ValueError: if it is not three positive, finite numbers.
     """
     sizes = [float(size) for size in spacing]
-    if len(sizes) != 3 or not all(size > 0 for size in sizes):
-        raise ValueError(f"spacing must be three positive numbers of mm, got {sizes}.")
+    if len(sizes) != 3 or not all(0 < size < math.inf for size in sizes):
+        raise ValueError(f"spacing must be three positive, finite numbers of mm, got {sizes}.")
     return sizes[0], sizes[1], sizes[2]
 
 

@@ -35,6 +35,8 @@ __all__ = [
 HD95_MISSED = 373.13
 """HD95 in mm where one of the two masks is empty: about the diagonal of a BraTS volume."""
 
+_QUANTILE_LIMIT = 2**24
+
 REACH = 3
 """Voxels around a surface voxel that are looked at before a tree is asked."""
 
@@ -113,11 +115,9 @@ def surface_scores(
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, got {tolerance} mm.")
     masks = [mask.cpu().numpy() for mask in binary_masks(pred, truth)]
-    scores = [_scores_of_one(p, t, spacing, tolerance) for p, t in zip(*masks, strict=True)]
-    return tuple(  # type: ignore[return-value]
-        torch.tensor(column, dtype=torch.float32, device=pred.device)
-        for column in zip(*scores, strict=True)
-    )
+    pairs = [_scores_of_one(p, t, spacing, tolerance) for p, t in zip(*masks, strict=True)]
+    scores = torch.tensor(pairs, dtype=torch.float32, device=pred.device).reshape(-1, 2)  # (C, 2)
+    return scores[:, 0], scores[:, 1]
 
 
 def _scores_of_one(
@@ -222,4 +222,11 @@ def hd95_of_distances(distances: tuple[Tensor, Tensor]) -> float:
     Args:
         distances: of two masks that are both not empty.
     """
-    return max(torch.quantile(directed, 0.95).item() for directed in distances)
+    return max(_percentile95(directed) for directed in distances)
+
+
+def _percentile95(distances: Tensor) -> float:
+    """MONAI's own percentile, as far as torch knows it: it refuses more than 2**24 values."""
+    if len(distances) <= _QUANTILE_LIMIT:
+        return torch.quantile(distances, 0.95).item()
+    return float(np.quantile(distances.numpy().astype(np.float64), 0.95))

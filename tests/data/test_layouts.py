@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import nibabel as nib
@@ -19,6 +20,8 @@ from mod_components.data import (
     find_layout,
     scan,
 )
+from mod_components.data.layouts import FolderError, lone_labels
+from tests.data.checks.spoil import forbid
 from tests.data.folders import NEW, OLD, TASK01, write_case, write_task01
 
 
@@ -156,6 +159,83 @@ def test_a_case_twice(tmp_path: Path) -> None:
     write_case(tmp_path / "2mm" / "a", "a")
     with pytest.raises(DataError, match=r"Case a is there twice, in .*1mm/a and .*2mm/a"):
         scan(tmp_path)
+
+
+@pytest.mark.parametrize("codes", [None, (1, 2, 4)])
+def test_a_label_map_alone_is_probably_a_prediction(
+    tmp_path: Path, codes: tuple[int, ...] | None
+) -> None:
+    folder = write_case(tmp_path / "a", "a", codes=codes)
+    write_case(tmp_path / "preds", "a", suffixes=())
+    with pytest.raises(DataError, match="A label map alone is probably a prediction") as caught:
+        scan(tmp_path)
+    there = ", ".join(f"a_{suffix}.nii.gz" for suffix in (*OLD, *(["seg"] if codes else [])))
+    assert f"in {folder} and {tmp_path / 'preds'} ({there}; a_seg.nii.gz)" in str(caught.value)
+
+
+def test_folders_named_like_files(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "a", "a", extension=".nii")
+    for path in list(folder.iterdir()):
+        content = path.read_bytes()
+        path.unlink()
+        path.mkdir()
+        (path / path.name).write_bytes(content)
+    with pytest.raises(DataError, match="have to lie in one folder: move them together"):
+        scan(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for case in ("a", "b"):
+        write_case(tmp_path / "brats" / case, case)
+    task = write_task01(tmp_path / "task")
+    for folder in (tmp_path / "brats" / "a", tmp_path / "brats", task / "labelsTr"):
+        with monkeypatch.context() as patch:
+            forbid(patch, folder)
+            with pytest.raises(FolderError, match=rf"{folder} can't be read.*chmod") as caught:
+                scan(task if task in folder.parents else tmp_path / "brats")
+        assert caught.value.kind == "unreadable-folder"
+
+
+def test_what_a_disk_keeps_for_itself_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_case(tmp_path / "a", "a")
+    (tmp_path / "lost+found").mkdir()
+    forbid(monkeypatch, tmp_path / "lost+found")
+    assert len(scan(tmp_path)) == 1
+
+
+def test_files_that_are_not_used_are_recorded(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "a", "a")
+    (folder / "a_t2.nii.gz").rename(folder / "a_T2W.nii.gz")
+    write_case(folder, "a", suffixes=("flair",), extension=".nii", codes=None)
+    (record,) = scan(tmp_path)
+    assert record.missing == ("T2",)
+    assert record.misnamed == ((str(folder / "a_T2W.nii.gz"), "a_t2.nii.gz"),)
+    pair = (str(folder / "a_flair.nii"), str(folder / "a_flair.nii.gz"))
+    assert record.doubles == (pair,)
+    assert record.images[-1] == pair[0]
+    task = write_task01(tmp_path / "task", ("B",))
+    (task / "labelsTr" / "B.nii").write_bytes(b"")
+    (record,) = scan(task)
+    assert record.label == str(task / "labelsTr" / "B.nii")
+    assert record.doubles == ((record.label, str(task / "labelsTr" / "B.nii.gz")),)
+
+
+def test_label_maps_without_an_image(tmp_path: Path) -> None:
+    task = write_task01(tmp_path / "task", ("B", "C"))
+    (task / "imagesTr" / "C.nii.gz").unlink()
+    assert lone_labels(task) == [str(task / "labelsTr" / "C.nii.gz")]
+    assert lone_labels(write_case(tmp_path / "a", "a")) == []
+
+
+def test_errors_of_folders_travel_between_processes(tmp_path: Path) -> None:
+    with pytest.raises(FolderError) as caught:
+        scan(tmp_path)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.kind) == (str(caught.value), "no-case")
 
 
 def test_two_layouts(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mod_components.evaluation.scores import METRICS
 from mod_components.handlers.tables import write_csv
 
 REGIONS = ("tc", "wt", "et")
-KEYS = [metric.key for metric in METRICS]
+KEYS = [metric.key for metric in METRICS if metric.key != "volume_truth"]  # the same in all
 
 
 def write(folder: Path, values: dict[str, np.ndarray], keys: list[str] = KEYS) -> Path:
@@ -117,6 +117,58 @@ def test_cases_are_joined(tmp_path: Path) -> None:
     assert str(b) in text
 
 
+def with_volumes(folder: Path, volumes: dict[str, tuple[float, float, float]]) -> Path:
+    """An evaluation of a Dice of 0.5 with these true volumes."""
+    columns = [f"{key}_{region}" for key in ("dice", "volume_truth") for region in REGIONS]
+    rows = [
+        {"case": case, **dict(zip(columns, (*3 * [0.5], *three), strict=True))}
+        for case, three in volumes.items()
+    ]
+    write_csv(folder / "metrics_per_case.csv", ["case", *columns], rows)
+    return folder
+
+
+def test_other_truths_are_not_compared(tmp_path: Path) -> None:
+    volumes = {f"c{i}": (10.0 + i, 20.0 + i, 0.0) for i in range(6)}
+    a = with_volumes(tmp_path / "a", volumes)
+    rounded = {case: tuple(1.00002 * v for v in three) for case, three in volumes.items()}
+    assert len(compare(a, with_volumes(tmp_path / "b", rounded)).cases) == 6  # type: ignore[arg-type]
+    other = {**volumes, "c1": (11.0, 21.0, 0.008), "c4": (13.9, 24.0, 0.0), "new": (1, 2, 3)}
+    with pytest.raises(
+        DataError,
+        match=r"a.*c.metrics_per_case.csv do not have the same truth: .* 2 of 6 cases differ "
+        r"\(c1: ET 0 and 0.008 mL; c4: TC 14 and 13.9 mL\). Evaluate both again .* legacy_et",
+    ):
+        compare(a, with_volumes(tmp_path / "c", other))
+    # older evaluations do not say what they were judged by, and a gap says nothing
+    values = {case: np.full(3, 0.5) for case in volumes}
+    assert len(compare(a, write(tmp_path / "old", values, ["dice"])).cases) == 6
+    gap = {case: (math.nan,) * 3 for case in volumes}
+    assert len(compare(a, with_volumes(tmp_path / "gap", gap)).cases) == 6
+
+
+def test_holm_counts_only_what_was_tested(tmp_path: Path) -> None:
+    change = np.array([[i + 1, (-1) ** i * (i + 1), 0] for i in range(6)]) / 100
+    start = {f"c{i}": np.array([0.3, 0.5, np.nan]) for i in range(6)}
+    moved = {case: row + change[i] for i, (case, row) in enumerate(start.items())}
+    found = compare(write(tmp_path / "a", start), write(tmp_path / "b", moved))
+    tc, wt, et, mean = found.differences[:4]
+    assert tc.p == pytest.approx(2 / 64)  # all six one way
+    assert [tc.p_holm, wt.p_holm] == pytest.approx([2 * tc.p, max(2 * tc.p, wt.p)])
+    assert all(math.isnan(p) for p in (et.p, et.p_holm, mean.p))
+    content = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert content["differences"][2]["p_holm"] is None
+    assert "nan" not in found.table()[6].rsplit("]", 1)[1]
+
+
+def test_a_small_p_is_not_shown_as_nothing(tmp_path: Path) -> None:
+    found = pair(tmp_path, np.full((40, 3), 0.01) * np.arange(1, 41)[:, None])
+    assert found.differences[0].p < 1e-6
+    lines = found.table()
+    assert lines[4].endswith("<0.0001 <0.0001")
+    assert not any(" 0.0000" in line.rsplit("]", 1)[1] for line in lines[4:])
+
+
 def test_it_is_ready_for_json_and_for_a_table(tmp_path: Path) -> None:
     found = pair(tmp_path, np.array([[0.01, 0.02, -0.03], [0.02, 0.05, 0.01]]))
     content = json.loads(json.dumps(found.as_dict(), allow_nan=False))
@@ -154,7 +206,7 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     b = write(tmp_path / "two", {"b": np.zeros(3), "c": np.zeros(3)})
     with pytest.raises(DataError, match=r"no case is in both .*one.*\(1 cases.*two.*\(2 cases"):
         compare(a, b)
-    with pytest.raises(DataError, match=r"missing: no such file. Give a folder"):
+    with pytest.raises(DataError, match=r"missing: no such file. Give a folder that"):
         compare(a, tmp_path / "missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty.metrics_per_case.csv: no such file"):
@@ -162,7 +214,8 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     table = tmp_path / "odd.csv"
     for text, message in (
         ("case,dice_tc\n", "no case in it"),
-        ("name,dice_tc\nx,1\n", "no column of cases"),
+        ("name,dice_tc\nx,1\n", "no column 'case'"),
+        ("case;dice_tc\nx;1\n", "no column 'case'.*commas"),
         ("case,dice_tc\nx,1\nx,1\n", "x is there twice"),
         ("case,dice_tc\nx,good\n", "dice_tc of x is 'good', not a number"),
     ):

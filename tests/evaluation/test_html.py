@@ -27,6 +27,7 @@ DICES = {
 NOTES = {"data": "<b>set</b>", "checkpoint": "models/model.pt", "threshold": 1.23456789}
 EMPTY = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"}
 BROWSER_SECONDS = 60
+STATISTICS = ("mean", "std", "median", "ci_low", "ci_high")
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,34 @@ def test_what_the_page_says(report: Path) -> None:
     assert ["middle", "0.500", "0.250", "0.750", "–"] in page.rows
 
 
+def test_notes_stand_beside_the_facts(tmp_path: Path) -> None:
+    notes = {
+        **{"Cases": "mine", "cases": "ours", "Mean Dice": 0.25, "date of this report": "never"},
+        **{"post-processing": True, "flips": False, "best": None, "data": "set"},
+        "weights": "0123456789abcdef 00000000e0000000",
+    }
+    write_evaluation(tmp_path, {"a": (0.5, 0.5, 0.5)}, notes)
+    text = write_html(tmp_path).read_text()
+    facts = re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", text)
+    date = facts.pop()
+    assert date[0] == "Date of this report"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", date[1])
+    assert facts == [
+        ("Data", "set"),
+        ("Cases", "1"),
+        ("Mean Dice", "0.500 [0.300, 0.700]"),
+        ("Mean HD95 (mm)", "2.5"),
+        ("Cases (note)", "mine"),
+        ("Cases (note) (note)", "ours"),
+        ("Mean Dice (note)", "0.25"),
+        ("Date of this report (note)", "never"),
+        ("Post-processing", "yes"),
+        ("Flips", "no"),
+        ("Best", "–"),
+        ("Weights", "0123456789abcdef 00000000e0000000"),
+    ]
+
+
 def test_the_worst_come_first(report: Path) -> None:
     page = Page(report)
     names = [row[0] for row in page.rows if row[0] in DICES]
@@ -152,7 +181,7 @@ def test_without_pictures_and_intervals(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path, pictures: dict[str, bytes]) -> None:
-    with pytest.raises(DataError, match=r"has no metrics_per_case\.csv"):
+    with pytest.raises(DataError, match=r"metrics_per_case\.csv: no such file"):
         write_html(tmp_path)
     write_evaluation(tmp_path, {"a": (0.5, 0.5, 0.5)}, {})
     with pytest.raises(
@@ -263,3 +292,47 @@ def test_a_browser_shows_every_picture_and_sorts(report: Path, tmp_path: Path, w
     worst_first = [SCRIPT_CASE, "middle", "best & last"]
     assert found["orders"][2] == worst_first[::-1]
     assert found["orders"][3] in ([SCRIPT_CASE, *by_name], [*by_name, SCRIPT_CASE])  # by locale
+
+
+MEASURES = """
+<script>addEventListener("load", () => {
+  for (const group of document.querySelectorAll("details")) group.open = true;
+  const found = [...document.querySelectorAll(".scroll")].map((box) => ({
+    needed: box.scrollWidth,
+    width: box.clientWidth,
+    first: Math.max(...[...box.querySelectorAll("tbody th")].map((cell) => cell.offsetWidth)),
+  }));
+  const place = document.createElement("pre");
+  place.id = "findings";
+  place.textContent = JSON.stringify({
+    boxes: found,
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  });
+  document.body.append(place);
+});</script>
+"""
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_long_names_and_full_tables(tmp_path: Path, width: int) -> None:
+    notes = {"weights": " ".join(["0123456789abcdef"] * 5), "long": "x" * 2000}
+    write_evaluation(tmp_path, {"case_" + "long" * 100: (0.5, 0.5, 0.5)}, notes)
+    summary = [
+        {"region": region, "n": 300}
+        | {f"{key}_{name}": 123.456 for key in ("hd95", "sensitivity") for name in STATISTICS}
+        | {"hd95_n": 276, "sensitivity_n": 276}
+        for region in ("TC", "WT", "ET", "mean")
+    ]
+    write_rows(tmp_path / "metrics_summary.csv", summary)
+    report = write_html(tmp_path)
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.read_text())
+    report.write_text(text.replace("</body>", f"{MEASURES}</body>"))
+    dom, _, _ = browse(report, tmp_path, width)
+    place = re.search(r'<pre id="findings">(.*?)</pre>', dom, re.DOTALL)
+    assert place is not None
+    found = json.loads(unescape(place[1]))
+    assert found["overflow"] == 0
+    for box in found["boxes"]:
+        assert 50 < box["first"] < 0.5 * box["width"]
+    if width == 1200:
+        assert found["boxes"][0]["needed"] <= found["boxes"][0]["width"]

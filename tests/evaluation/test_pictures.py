@@ -39,9 +39,9 @@ def test_true_proportions_with_three_regions_twice() -> None:
     axial, coronal, sagittal = figure.axes[:3]
     assert [ax.get_aspect() for ax in (axial, coronal, sagittal)] == [1.0, 2.0, 2.0]
     for axes in figure.axes:
-        assert len(axes.collections) == 6
+        assert len(axes.collections) == 3 + 2 * 3  # a prediction has dashes in two colours
     dashed = [line.get_linestyle()[0][1] is not None for line in axial.collections]
-    assert dashed == 3 * [False] + 3 * [True]
+    assert dashed == 3 * [False] + 6 * [True]
 
 
 def test_planes_hold_most_of_the_tumour() -> None:
@@ -94,9 +94,58 @@ def test_what_is_there_is_drawn_and_said(with_pred: bool, with_label: bool) -> N
         assert text[2] == f"HD95 (mm)   WT {wt:.1f}   TC {tc:.1f}   ET {et:.1f}"
     else:
         assert len(text) == 1
-    drawn = ["truth"] * with_label + ["prediction"] * with_pred
+    drawn = ["truth"] * with_label + ["prediction"] * with_pred + ["both"] * (len(text) == 3)
     assert legend(figure) == (["WT", "TC", "ET", *drawn] if drawn else [])
-    assert all(len(axes.collections) == 3 * len(drawn) for axes in figure.axes)
+    lines = 3 * with_label + 6 * with_pred
+    assert all(len(axes.collections) == lines for axes in figure.axes)
+
+
+@pytest.mark.parametrize("dpi", [100, 110])  # of the report, and of other pictures
+def test_agreement_looks_neither_like_truth_nor_like_prediction(dpi: int) -> None:
+    made = brain()
+    label = made["label"]
+
+    def coloured(*masks: torch.Tensor | None) -> np.ndarray:
+        """Which pixels of the planes are as colourful as an outline."""
+        data = picture_bytes(draw_case(made["image"], *masks, channels=("T1",)), dpi=dpi)
+        return np.ptp(imread(io.BytesIO(data))[:-60, :, :3], axis=2) > 0.4
+
+    truth, both, pred = (coloured(*m) for m in ((None, label), (label, label), (label, None)))
+    # The captions differ in height: the planes stand at the bottom.
+    height = min(map(len, (truth, both, pred)))
+    truth, both, pred = (mask[-height:] for mask in (truth, both, pred))
+    assert (truth & ~both).sum() > 0.1 * truth.sum()  # dark dashes on the line
+    assert (both & ~truth).sum() < 0.02 * truth.sum()  # and nothing beside it
+    assert both.sum() > 1.2 * pred.sum()  # it goes on where dashes end
+
+
+def unseen(pred: torch.Tensor, label: torch.Tensor, spacing: float = 1.0) -> list[str]:
+    """The caption's lines behind the Dice."""
+    image = brain(spacing=spacing)["image"]
+    masks = (MetaTensor(mask, affine=image.affine) for mask in (pred, label))
+    return draw_case(image, *masks, title="a").get_suptitle().splitlines()[2:]
+
+
+def test_the_caption_says_what_no_plane_shows() -> None:
+    label = brain()["label"].as_tensor()  # planes at 15, 9 and 11
+    assert unseen(label, label) == []
+    false = label.clone()
+    false[1, 4:8, 20:25, 3:8] = 1  # 4 × 5 × 5 voxels away from all planes
+    assert unseen(false, label) == ["False outside these planes: 1 part, the largest 0.10 mL"]
+    false[2, 5, 16, 15] = 1
+    assert unseen(false, label, 2.5) == ["False outside these planes: 2 parts, the largest 0.25 mL"]
+    small = label.clone()
+    small[0, 5, 16, 15] = 1
+    assert unseen(small, label) == ["False outside these planes: 1 part, the largest under 0.01 mL"]
+    assert unseen(label, false) == ["Missed outside these planes: 1 part, the largest 0.10 mL"]
+    assert unseen(label, small) == []  # too small for a lesion
+    assert unseen(false, false) == []
+    # what a plane cuts can be seen, what touches the truth is not apart
+    cut, grown = label.clone(), label.clone()
+    cut[1, 4:8, 20:25, 11:13] = 1
+    grown[1, 17:20, 5:13, 3:9] = 1
+    assert unseen(cut, label) == unseen(grown, label) == []
+    assert unseen(label * 0, label) == []  # nothing is drawn there, and the truth is in the planes
 
 
 def test_four_images_stand_in_columns() -> None:

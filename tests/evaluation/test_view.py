@@ -80,6 +80,45 @@ def test_a_prediction_is_scored(tmp_path: Path, drawn: list) -> None:
     assert re.fullmatch(r"HD95 \(mm\)   WT 0.0   TC \d+\.\d   ET 373.1", text[2])
 
 
+def test_a_prediction_of_nothing_is_drawn(tmp_path: Path, drawn: list) -> None:
+    folder = write_case(tmp_path / "A", "A")
+    write_volume(tmp_path / "guess.nii.gz", label_map() * 0)
+    view_case(folder, pred=tmp_path / "guess.nii.gz", output=tmp_path)
+    ((volumes, figure),) = drawn
+    assert not volumes["pred"].any()
+    assert "Dice   WT 0.000   TC 0.000   ET 0.000" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("kind", "start"),
+    [
+        ("png", b"\x89PNG"),
+        ("jpg", b"\xff\xd8\xff"),
+        ("JPEG", b"\xff\xd8\xff"),
+        ("pdf", b"%PDF"),
+        ("svg", b"<?xml"),
+        ("tif", b"II*"),
+        ("webp", b"RIFF"),
+    ],
+)
+def test_kinds_of_pictures(tmp_path: Path, kind: str, start: bytes) -> None:
+    folder = write_case(tmp_path / "A", "A")
+    path = view_case(folder, output=tmp_path / f"x.{kind}")
+    assert path.read_bytes().startswith(start)
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_case(tmp_path / "A", "A")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=r"--output .*file/x.png: can't be written \(.*: .*\)"):
+        view_case(folder, output=tmp_path / "file" / "x.png")
+    # a name that can't be right is told before anything is read
+    monkeypatch.setattr(view, "refuse_bad_cases", lambda *_: pytest.fail("it has read the case"))
+    for name in ("a.bmp", "a.pgf", "nowhere/"):
+        with pytest.raises(SettingsError, match=r"--output .*must end in .png, .* a folder must"):
+            view_case(folder, output=str(tmp_path / name))
+
+
 def test_a_case_without_a_label_map(tmp_path: Path, drawn: list) -> None:
     folder = write_case(tmp_path / "A", "A", codes=None)
     write_volume(tmp_path / "guess.nii.gz", label_map())

@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
             val_handlers=[HTMLReport(tmp_path)],
             decollate=False,
         ).run()
-    with pytest.raises(DataError, match=r"elsewhere has no metrics_per_case\.csv"):
+    with pytest.raises(DataError, match=r"elsewhere.metrics_per_case\.csv: no such file"):
         evaluate(tmp_path, cases(["near"]), HTMLReport(tmp_path / "elsewhere"))
 
 

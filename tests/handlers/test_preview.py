@@ -84,7 +84,7 @@ def test_the_title_says_which_case_and_how_good(tmp_path: Path, drawn: list[Figu
     for part in ("BraTS_7", "epoch 12", "WT 0.000", "TC 0.000", "ET 0.000"):
         assert part in text
     labels = [entry.get_text() for entry in drawn[0].legends[0].get_texts()]
-    assert labels == ["WT", "TC", "ET", "truth", "prediction"]
+    assert labels == ["WT", "TC", "ET", "truth", "prediction", "both"]
 
 
 def test_a_case_is_chosen_by_its_id(tmp_path: Path, drawn: list[Figure]) -> None:

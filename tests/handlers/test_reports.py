@@ -108,8 +108,14 @@ def test_the_summary_is_of_the_cases(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert f"{float(rows['mean']['dice_mean']):.4f}" in text
 
 
-def test_what_is_not_defined_is_empty_and_null(tmp_path: Path) -> None:
-    evaluate(EvaluationReport(tmp_path), cases(1))  # ET is missed: its precision is not defined
+def test_what_is_not_defined_is_empty_and_null(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes = {"best": float("nan"), "worst": float("-inf"), "post-processing": True}
+    with caplog.at_level(logging.INFO, logger="mod_components.evaluation"):
+        evaluate(
+            EvaluationReport(tmp_path, notes), cases(1)
+        )  # ET is missed: its precision is not defined
     (row,) = read(tmp_path / "metrics_per_case.csv")
     assert (row["sensitivity_et"], row["precision_et"]) == ("0", "")
     rows = {row["region"]: row for row in read(tmp_path / "metrics_summary.csv")}
@@ -120,7 +126,10 @@ def test_what_is_not_defined_is_empty_and_null(tmp_path: Path) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     text = (tmp_path / "summary.json").read_text()
-    regions = json.loads(text, parse_constant=refuse)["regions"]
+    content = json.loads(text, parse_constant=refuse)
+    assert content["notes"] == {"best": None, "worst": None, "post-processing": True}
+    assert "post-processing: yes" in caplog.records[-1].message
+    regions = content["regions"]
     assert regions["ET"]["precision_mean"] is None
     assert regions["mean"]["precision_ci_low"] is None
 

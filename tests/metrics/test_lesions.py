@@ -118,6 +118,7 @@ def test_a_tiny_lesion_does_not_count() -> None:
     assert score(truth, truth) == perfect  # found: nor is what touches it false
     assert score(cubes(2), tiny)[2:] == (0, 0, 1)
     assert score(tiny, tiny) == LesionScores(1.0, 0.0, 0, 0, 0)
+    assert score(tiny & False, tiny) == LesionScores(1.0, 0.0, 0, 0, 0)
     # 27 voxels of 8 mm³ are more than 50 mm³.
     assert score(tiny, tiny, (2, 2, 2)) == LesionScores(1.0, 0.0, 1, 1, 0)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mod_components.data.layouts import REGIONS, find_layout, scan
 from mod_components.metrics import HD95_MISSED, hd95, nsd, surface_scores
+from mod_components.metrics.surface import hd95_of_distances
 from tests.metrics.shapes import (
     SPACING,
     blobs_at_the_border,
@@ -91,6 +92,21 @@ def test_empty_masks_follow_the_brats_convention() -> None:
     assert surfaces.tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
+def test_no_masks_have_no_scores() -> None:
+    distances, surfaces = surface_scores(torch.zeros(0, 4, 5, 6), torch.zeros(0, 4, 5, 6))
+    assert distances.shape == surfaces.shape == (0,)
+
+
+def test_more_surface_voxels_than_torch_takes() -> None:
+    count = 2**24 + 10  # 100 values, each the more often the smaller it is
+    values = torch.arange(count).float().div(count).square().mul(100).floor()
+    counts = np.bincount(values.int().numpy())
+    expected = np.searchsorted(np.cumsum(counts), 0.95 * (count - 1), side="right")
+    assert hd95_of_distances((values, torch.zeros(1))) == expected
+    few = torch.rand(1001)
+    assert hd95_of_distances((few, few)) == pytest.approx(np.quantile(few.double(), 0.95))
+
+
 @pytest.mark.parametrize("score", [hd95, nsd])
 def test_wrong_input_is_refused(score: object) -> None:
     good = torch.zeros(3, 4, 4, 4)
@@ -99,7 +115,7 @@ def test_wrong_input_is_refused(score: object) -> None:
         score(good, good[:2])
     with pytest.raises(ValueError, match="truth must hold 0 and 1"):
         score(good, good.int() + 4)
-    for spacing in ((1.0, 1.0), (1.0, 0.0, 1.0), (1.0, float("nan"), 1.0)):
+    for spacing in ((1.0, 1.0), (1.0, 0.0, 1.0), (1.0, float("nan"), 1.0), (1.0, np.inf, 1.0)):
         with pytest.raises(ValueError, match="three positive"):
             score(good, good, spacing)
     with pytest.raises(ValueError, match="tolerance"):

@@ -55,12 +55,12 @@ def _splits(root: str, records: Sequence[CaseRecord], legacy_et: bool) -> Iterat
     if os.path.exists(path) and ready:
         try:
             make_datalist(root, legacy_et=legacy_et)
-        except DataError as error:  # its last sentence is the mend
-            message, _, mend = str(error).removeprefix(f"{path} ").rpartition(". ")
+        except (DataError, RecursionError) as error:
+            text = str(error).removeprefix(f"{path} ")
+            message, _, mend = text.rpartition(". ")  # the last sentence is the mend
+            if not message or isinstance(error, RecursionError):
+                message, mend = text, 'write {"train": [ids], "validation": [ids]}, or remove it'
             yield Problem("", path, ERROR, message, mend.rstrip("."), "bad-splits")
-        except RecursionError:
-            mend = 'write {"train": [ids], "validation": [ids]}, or remove the file'
-            yield Problem("", path, ERROR, "its brackets nest without end", mend, "bad-splits")
 
 
 def _labels(root: str, records: Sequence[CaseRecord]) -> Iterator[Problem]:
@@ -74,10 +74,7 @@ def _labels(root: str, records: Sequence[CaseRecord]) -> Iterator[Problem]:
         mend = "it can be used with --unlabelled_dir, not as --dataset_dir for training"
         yield Problem("", root, WARNING, "no case has a label map", mend, "no-labels")
     elif bare and len(bare) < len(records) / 2:
-        have = "has" if len(bare) == 1 else "have"
-        message = (
-            f"{_some(bare)} {have} no label map, unlike {len(records) - len(bare)} other cases"
-        )
+        message = f"no label map, unlike {len(records) - len(bare)} other cases: {_some(bare)}"
         mend = "add them if there are any; without them the cases are not trained on"
         yield Problem("", root, WARNING, message, mend, "no-label")
     if lone := [os.path.basename(path) for path in lone_labels(root)]:

@@ -38,9 +38,7 @@ def missing_modality(case: Case) -> Iterator[Problem]:
 def doubles(case: Case) -> Iterator[Problem]:
     """file-twice (warning): a file is there as .nii and as .nii.gz."""
     for used, other in case.record.doubles:
-        message = (
-            f"the same as {os.path.basename(used)} by its name; {os.path.basename(used)} is used"
-        )
+        message = f"{os.path.basename(used)} is there too, and is the one that is used"
         yield case.warning("file-twice", other, message, "remove one of the two")
 
 

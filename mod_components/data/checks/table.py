@@ -21,7 +21,8 @@ _ENTRIES_SHOWN = 200
 _ALIKE_FROM = 10
 _LONG = 20
 _WIDTH = 110
-_NUMBER = re.compile(r"\d+(\.\d+)?(e[-+]?\d+)?")
+# not the digits of T1 and T2
+_NUMBER = re.compile(r"(?<![A-Za-z\d])\d+(\.\d+)?(e[-+]?\d+)?")
 
 
 def table(result: CheckResult) -> str:
@@ -106,10 +107,11 @@ def _alike(problems: Sequence[Problem]) -> list[list[Problem]]:
 
     All others stay by themselves. In the order of the first of each.
     """
-    groups: dict[tuple[str, ...], list[Problem]] = {}
+    groups: dict[tuple[str, str, str], list[Problem]] = {}
     for problem in problems:
-        message = problem.message.replace(problem.case, "") if problem.case else problem.message
-        key = (problem.severity, problem.kind, _NUMBER.sub("#", message))
+        text = f"{problem.message} ({problem.mend})"
+        shape = _NUMBER.sub("#", text.replace(problem.case, "") if problem.case else text)
+        key = (problem.severity, problem.kind, shape)
         groups.setdefault(key, []).append(problem)
     entries: list[list[Problem]] = []
     for group in groups.values():

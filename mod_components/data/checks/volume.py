@@ -185,8 +185,6 @@ class Volume:
             raise VolumeError("not-a-file", "not a regular file", mend)
         if state.st_size == 0:
             raise VolumeError("empty-file", "the file is empty (0 bytes)")
-        if not os.access(self.path, os.R_OK):
-            raise _out_of_reach(PermissionError())
         return state.st_size
 
     @property

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from tests.data.folders import OLD
 
@@ -43,6 +46,22 @@ def set_affine(path: Path, affine: np.ndarray) -> None:
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     rows = dict(zip(AFFINE_FIELDS, affine[:3], strict=True))
     set_header(path, **rows, sform_code=1, pixdim=[1, *sizes, 0, 0, 0, 0])
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Refuse to list a folder, as the system does without the right to read it."""
+    scandir, listdir = os.scandir, os.listdir
+
+    def refusing(usual: Callable[..., Any]) -> Callable[..., Any]:
+        def listed(path: str | os.PathLike[str] = ".") -> Any:
+            if os.fspath(path) == str(folder):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+            return usual(path)
+
+        return listed
+
+    monkeypatch.setattr(os, "scandir", refusing(scandir))
+    monkeypatch.setattr(os, "listdir", refusing(listdir))
 
 
 def every(root: Path, spoil: Callable[[Path], object], *, label: bool = True) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ import pytest
 from mod_components.data.checks import check_folder
 from tests.data.checks.spoil import (
     CASE,
-    all_ras,
-    as_task01,
     at,
     blank_slices,
     brightest,
@@ -26,7 +23,6 @@ from tests.data.checks.spoil import (
     link_away,
     mirror,
     move,
-    other_spacing,
     pipe,
     put_nan,
     rewrite,
@@ -39,9 +35,7 @@ from tests.data.checks.spoil import (
     to_plain,
     truncate,
     with_skull,
-    write_text,
 )
-from tests.data.folders import OLD
 
 
 @dataclass
@@ -132,6 +126,18 @@ DAMAGES = [
     image(
         "infinite scaling", lambda p: set_header(p, scl_slope=2, scl_inter=np.inf), "damaged", COPY
     ),
+    image(
+        "beyond what 32 bits hold",
+        lambda p: rewrite(p, lambda v: v.astype(np.float64) * 1e300),
+        "overflow",
+        "export the image",
+    ),
+    image(
+        "beyond what 32 bits can square",
+        lambda p: rewrite(p, lambda v: v.astype(np.float32) * 1e33),
+        "overflow",
+        "export the image",
+    ),
     image("zeros", lambda p: rewrite(p, lambda v: v * 0), "empty-image", "export the image"),
     image("constant", lambda p: rewrite(p, lambda v: v * 0 + 7), "constant-image", "export"),
     Damage(
@@ -162,6 +168,20 @@ DAMAGES = [
     label("unknown code", lambda v: np.where(v == 1, 7, v), "correct the label map"),
     label("fractions", lambda v: v.astype(np.float32) * 0.5, "nearest neighbours"),
     label("label of nan", put_nan, COPY),
+    doubt(
+        "bytes after the end of a .gz",
+        lambda r: at(r, "t1").write_bytes(at(r, "t1").read_bytes() + b"abcdef"),
+        "trailing-data",
+        "t1",
+        COPY,
+    ),
+    doubt(
+        "bytes after the end of a label's .gz",
+        lambda r: at(r, "seg").write_bytes(at(r, "seg").read_bytes() + b"abcdef"),
+        "trailing-data",
+        "seg",
+        COPY,
+    ),
     Damage(
         "half of a label",
         lambda r: truncate(at(r, "seg"), 0.5),
@@ -268,88 +288,3 @@ def test_a_plain_file_that_ends_early(sample: Path, tmp_path: Path) -> None:
         (problem,) = check_folder(root, fast=fast, progress=False).problems
         assert (problem.kind, problem.severity) == ("truncated", "error")
         assert problem.file == str(at(root, "t1").with_suffix(""))
-
-
-FOLDER_DAMAGES = [
-    ("gone", lambda r: shutil.rmtree(r), "no-folder", "error", "Give the folder"),
-    (
-        "nothing inside",
-        lambda r: (shutil.rmtree(r), r.mkdir()),
-        "no-case",
-        "error",
-        "Layouts understood",
-    ),
-    (
-        "two layouts",
-        lambda r: [
-            at(r, old).rename(r / CASE / f"{CASE}-{new}.nii.gz")
-            for old, new in zip((*OLD, "seg"), ("t1c", "t1n", "t2w", "t2f", "seg"), strict=True)
-        ],
-        "mixed-layouts",
-        "error",
-        "Give the folder of one",
-    ),
-    (
-        "the same id twice",
-        lambda r: shutil.copytree(r / CASE, r / "again" / CASE),
-        "case-twice",
-        "error",
-        "rename or remove",
-    ),
-    ("dataset.json", lambda r: as_task01(r, "{"), "bad-dataset-json", "error", "Take the"),
-    (
-        "modality of dataset.json",
-        lambda r: as_task01(r, json.dumps({"modality": {"0": "CT"}})),
-        "bad-dataset-json",
-        "error",
-        "Correct the names",
-    ),
-    ("splits.json", write_text("splits.json", "[]"), "bad-splits", "error", '"train": [ids]'),
-    (
-        "JSON without end",
-        lambda r: as_task01(r, "[" * 100_000),
-        "unreadable-folder",
-        "error",
-        "give the folder",
-    ),
-    (
-        "splits.json without end",
-        write_text("splits.json", "[" * 100_000),
-        "bad-splits",
-        "error",
-        '"train": [ids]',
-    ),
-    (
-        "unknown id in splits.json",
-        lambda r: split(r, ["Sample_001"], ["Nobody"]),
-        "bad-splits",
-        "error",
-        '"train": [ids]',
-    ),
-    ("one case RAS", all_ras, "orientation", "warning", "nothing to do"),
-    ("one case of 2 mm", other_spacing, "mixed-spacing", "warning", "resample"),
-]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "kind", "severity", "mend"),
-    [damage[1:] for damage in FOLDER_DAMAGES],
-    ids=[damage[0] for damage in FOLDER_DAMAGES],
-)
-def test_damage_to_the_folder(
-    sample: Path,
-    tmp_path: Path,
-    spoil: Callable[[Path], object],
-    kind: str,
-    severity: str,
-    mend: str,
-) -> None:
-    root = shutil.copytree(sample, tmp_path / "data")
-    spoil(root)
-    result = check_folder(root, progress=False)
-    (problem,) = result.problems
-    assert (problem.kind, problem.severity, problem.case) == (kind, severity, "")
-    assert problem.file in (str(root), str(root / "splits.json"))
-    assert mend in problem.mend
-    assert result.exit_code == (severity == "error")
-    assert kind in result.table()

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from monai.data import NibabelReader
+from monai.transforms import LoadImaged
 
 from mod_components.data import DataError, Problem, check_cases, find_layout, refuse_bad_cases, scan
 from mod_components.data.checks.volume import Volume
@@ -78,6 +79,18 @@ BAD_FILES: list[tuple[str, Callable[[Path], object], str, str]] = [
         "one 3D volume a file",
     ),
     (
+        "flair",
+        lambda p: write_volume(p, np.zeros((*SHAPE, 1), np.int16)),
+        r"expected a 3D volume, found shape \(6, 5, 4, 1\)",
+        r"remove the fourth axis \(numpy.squeeze\)",
+    ),
+    (
+        "seg",
+        lambda p: write_volume(p, label_map((1, 2, 4))[..., None]),
+        r"expected a 3D volume, found shape \(6, 5, 4, 1\)",
+        r"remove the fourth axis \(numpy.squeeze\)",
+    ),
+    (
         "seg",
         lambda p: write_volume(p, label_map((1, 2, 3))),
         r"label code 3 is not one of 0 \(background\), necrosis 1, oedema 2, enhancing 4",
@@ -143,6 +156,35 @@ def test_affines_that_the_reader_cannot_stack_are_an_error(tmp_path: Path) -> No
         reader.get_data(reader.read([folder / f"Odd_{name}.nii.gz" for name in ("t1ce", "t2")]))
 
 
+def test_images_are_compared_with_the_first_as_the_reader_does(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "Odd", "Odd")
+    for name, millimetres in zip(OLD, (0.0, 0.0009, 0.0009, 0.0018), strict=True):
+        affine = np.eye(4)
+        affine[1, 3] = 100 + millimetres  # the reader allows 0.001 mm here
+        write_volume(folder / f"Odd_{name}.nii.gz", np.zeros(SHAPE, np.int16), affine)
+    affine[1, 3] = 100.0009
+    write_volume(folder / "Odd_seg.nii.gz", label_map(), affine)
+    (problem,) = check(tmp_path)  # T1 is near to all others, but T1ce comes first
+    assert (problem.kind, problem.severity) == ("misaligned", "error")
+    assert problem.file == str(folder / "Odd_flair.nii.gz")
+    assert "differs from that of Odd_t1ce.nii.gz by up to 0.0018 mm" in problem.message
+    reader = NibabelReader()
+    files = [folder / f"Odd_{name}.nii.gz" for name in OLD]
+    reader.get_data(reader.read(files[:3]))
+    with pytest.raises(RuntimeError, match="affine matrix of all images should be the same"):
+        reader.get_data(reader.read(files))
+
+
+def test_a_first_image_that_is_the_odd_one_out_is_the_one_to_name(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "Odd", "Odd")
+    shifted = np.eye(4)
+    shifted[0, 3] = 3.0
+    write_volume(folder / "Odd_t1ce.nii.gz", np.zeros(SHAPE, np.int16), shifted)
+    (problem,) = check(tmp_path)
+    assert problem.file == str(folder / "Odd_t1ce.nii.gz")
+    assert problem.message == "affine differs from that of Odd_t1.nii.gz by up to 3 mm"
+
+
 def test_header_that_contradicts_itself(tmp_path: Path) -> None:
     folder = write_case(tmp_path / "Odd", "Odd")
     path = folder / "Odd_t1.nii.gz"
@@ -194,6 +236,70 @@ def test_old_code_under_new_names(tmp_path: Path) -> None:
     (problem,) = check(tmp_path)
     assert "label code 4" in problem.message
     assert "4 is enhancing tumour up to BraTS 2022" in problem.mend
+    assert "in BraTS 2024 it is the resection cavity: write 0" in problem.mend
+
+
+def test_a_code_beside_the_layout_s_own_is_another_tissue(tmp_path: Path) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    write_case(new / "B", "B", suffixes=NEW, separator="-", codes=(1, 2, 3, 4))
+    write_case(old / "B", "B", codes=(1, 2, 3, 4))
+    assert [problem.mend for problem in check(new)] == [
+        "4 beside 3 is the resection cavity of BraTS 2024: write 0 for it"
+    ]
+    assert [problem.mend for problem in check(old)] == [
+        "3 beside 4 is non-enhancing core of BraTS up to 2015: write 1 for 3"
+    ]
+
+
+def write_scaled(path: Path, voxels: np.ndarray, slope: float) -> None:
+    write_volume(path, voxels.astype(np.uint8))
+    set_header(path, scl_slope=slope, scl_inter=0)
+
+
+def test_scaled_labels_count_as_they_are_loaded(tmp_path: Path) -> None:
+    path = write_case(tmp_path / "A", "A") / "A_seg.nii.gz"
+    write_scaled(path, 10 * label_map((1, 2, 4)), 0.1)
+    assert not np.array_equal(np.unique(nib.load(path).get_fdata()), [0, 1, 2, 4])
+    loaded = LoadImaged("label")({"label": str(path)})["label"]
+    np.testing.assert_array_equal(np.unique(loaded), [0, 1, 2, 4])
+    assert check(tmp_path) == []
+
+
+def test_labels_that_were_scaled_by_mistake(tmp_path: Path) -> None:
+    path = write_case(tmp_path / "A", "A") / "A_seg.nii.gz"
+    image = nib.Nifti1Image(label_map((1, 2, 4)).astype(np.float32), np.eye(4))
+    image.set_data_dtype(np.uint8)
+    nib.save(image, path)  # nibabel spreads 0 to 4 over 0 to 255
+    (problem,) = check(tmp_path)
+    assert "label code 1.00392, 1.99216 is not one of" in problem.message
+    assert problem.mend.endswith("store them as integers, without scl_slope")
+
+
+def test_a_file_twice(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "A", "A")
+    write_volume(folder / "A_t1.nii", np.zeros(SHAPE, np.int16))
+    (problem,) = check(tmp_path)
+    assert (problem.kind, problem.severity) == ("file-twice", "warning")
+    assert problem.file == str(folder / "A_t1.nii.gz")
+    assert problem.message == "A_t1.nii is there too, and is the one that is used"
+
+
+def test_a_file_under_the_name_of_another_layout(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "A", "A")
+    for name in ("t1c", "T1GD"):
+        wrong = folder / f"A_{name}.nii.gz"
+        next(folder.glob("A_[tT]1[cCgG]*")).rename(wrong)
+        (problem,) = check(tmp_path)
+        assert problem.message == "no file for T1ce"
+        assert f"rename {wrong.name} to A_t1ce.nii.gz" in problem.mend
+
+
+def test_a_label_map_alone(tmp_path: Path) -> None:
+    write_case(tmp_path / "A", "A")
+    write_volume(tmp_path / "out" / "B_seg.nii.gz", label_map())
+    (problem,) = check(tmp_path)
+    assert (problem.case, problem.kind) == ("B", "missing-modality")
+    assert "a label map alone is probably a prediction" in problem.mend
 
 
 def test_decathlon(tmp_path: Path) -> None:

@@ -70,6 +70,43 @@ def test_many_cases_are_counted_and_only_bad_ones_listed(tmp_path: Path) -> None
     assert "50 other cases without problems" in text
 
 
+def test_problems_that_many_cases_have_alike_are_one_entry(tmp_path: Path) -> None:
+    cases = write_cases(tmp_path, 120)
+    for index, case in enumerate(cases):
+        affine = np.diag([-1 - 0.003 * index, -1, 1, 1])
+        for suffix in ("t1ce", "t1", "t2", "flair", "seg"):
+            set_affine(at(tmp_path, suffix, case), affine)
+    for index, case in enumerate(cases[:90]):
+        affine[:3, 3] = 1 + index
+        set_affine(at(tmp_path, "t2", case), affine)
+    for case in cases[:9]:
+        at(tmp_path, "t1", case).write_bytes(b"")
+    result = check_folder(tmp_path, fast=True, progress=False)
+    assert len(result.as_dict()["problems"]) == len(result.problems) == 90 + 9 + 1
+    lines = result.table().splitlines()
+    (entry,) = [line for line in lines if line.startswith("error   misaligned")]
+    first = os.path.join(cases[0], f"{cases[0]}_t2.nii.gz")
+    assert entry == f"error   misaligned: 90 cases, the first of them {cases[0]}, {first}"
+    listed = " ".join(lines[lines.index(entry) :])
+    assert all(f" {case}," in listed for case in cases[:89])
+    assert sum(line.startswith("error   empty-file") for line in lines) == 9  # too few to join
+    text = " ".join(" ".join(lines).split())
+    sizes = text[text.index("spacings") : text.index("orientations")]
+    assert sizes.count("×") == 2 * 5
+    assert sizes.endswith("and 115 more ")
+    assert lines[-1] == "99 errors, 1 warning"
+    assert lines.count(lines[-1]) == 2
+    assert len(lines) < 130
+
+
+def test_problems_that_differ_in_words_stay_apart(tmp_path: Path) -> None:
+    cases = write_cases(tmp_path, 16)
+    for index, case in enumerate(cases):
+        at(tmp_path, "t1" if index % 2 else "t2", case).unlink()
+    lines = check_folder(tmp_path, fast=True, progress=False).table().splitlines()
+    assert sum(line.startswith("error   missing-modality") for line in lines) == 16
+
+
 def test_json(sample: Path, tmp_path: Path) -> None:
     root = shutil.copytree(sample, tmp_path / "data")
     for suffix in ("t1ce", "t1", "t2", "flair", "seg"):

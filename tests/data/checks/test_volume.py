@@ -69,6 +69,51 @@ def test_wrong_checksum(tmp_path: Path) -> None:
     assert caught.value.kind == "damaged"
 
 
+@pytest.mark.parametrize(
+    ("error", "kind", "mend"),
+    [(PermissionError, "no-permission", "chmod u+r"), (FileNotFoundError, "disappeared", "moves")],
+)
+def test_out_of_reach(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[OSError],
+    kind: str,
+    mend: str,
+) -> None:
+    path = tmp_path / "v.nii.gz"
+    nib.save(nib.Nifti1Image(noise("i2"), np.eye(4)), path)
+    good = Volume(str(path))
+
+    def refuse(self: Volume) -> None:
+        raise error("no")
+
+    monkeypatch.setattr(Volume, "_open", refuse)
+    bad = Volume(str(path)).error
+    assert bad is not None
+    assert bad.kind == kind
+    assert mend in bad.mend
+    with pytest.raises(VolumeError) as caught:
+        good.voxels()
+    assert caught.value.kind == kind
+
+
+def test_a_file_that_is_gone(tmp_path: Path) -> None:
+    error = Volume(str(tmp_path / "v.nii.gz")).error
+    assert error is not None
+    assert (error.kind, str(error)) == ("disappeared", "it disappeared while being read")
+
+
+@pytest.mark.parametrize("more", [b"abcdef", b"a", bytes(5), gzip.compress(b"x")])
+def test_bytes_after_the_end_of_a_gzip_file(tmp_path: Path, more: bytes) -> None:
+    path = tmp_path / "v.nii.gz"
+    voxels = np.random.default_rng(0).integers(0, 200, (20, 20, 20), np.uint8)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+    path.write_bytes(path.read_bytes() + more)
+    volume = Volume(str(path))
+    np.testing.assert_array_equal(volume.voxels(), np.asanyarray(nib.load(path).dataobj))
+    assert bool(volume.trailing) == (more[:1] == b"a")  # zeros are padding, more gzip is one file
+
+
 def header(shape: tuple[int, ...], dtype: type = np.int16) -> bytes:
     block = nib.Nifti1Header()
     block.set_data_dtype(dtype)
