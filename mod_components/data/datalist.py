@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mod_components.data.layouts import CaseRecord, DataError, read_folder
-from mod_components.errors import SettingsError
+from mod_components.data.layouts import read_folder
+from mod_components.data.records import CaseRecord
+from mod_components.errors import DataError, SettingsError
 from mod_components.files import save_json
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mod_components.data.layouts import CHANNELS
+from mod_components.data.records import CHANNELS
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -12,7 +12,8 @@ from typing import Any
 
 from mod_components.data.checks import usable_cases
 from mod_components.data.datalist import load_datalist, make_datalist, select
-from mod_components.data.layouts import CaseRecord, Layout, read_folder
+from mod_components.data.layouts import read_folder
+from mod_components.data.records import CaseRecord, Layout
 from mod_components.data.sample import make_sample
 from mod_components.errors import DataError
 from mod_components.settings import flag

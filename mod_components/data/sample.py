@@ -16,8 +16,8 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from mod_components.data.layouts import DataError
 from mod_components.data.phantom import SHAPE, SPACING_MM, make_phantom
+from mod_components.errors import DataError
 
 CASES, SEED = 16, 42
 _VERSION = 1

@@ -12,7 +12,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 
-from mod_components.data.layouts import CHANNELS, REGIONS, Layout
+from mod_components.data.records import CHANNELS, REGIONS, Layout
 
 _TORCH = [TransformBackends.TORCH, TransformBackends.NUMPY]
 

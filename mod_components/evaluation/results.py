@@ -190,6 +190,7 @@ def _lines(path: Path, key: str) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark first
             reader = csv.DictReader(file, strict=True)
+            columns = reader.fieldnames or ()
             lines = list(reader)
     except FileNotFoundError as error:
         raise DataError(
@@ -200,7 +201,7 @@ def _lines(path: Path, key: str) -> list[dict[str, str]]:
             f"{path} can't be read ({type(error).__name__}: {error}). "
             "Save it as CSV in UTF-8, or evaluate again."
         ) from error
-    if key not in (reader.fieldnames or ()):
+    if key not in columns:
         raise DataError(
             f"{path}: no column {key!r}. Give the file as an evaluation has written it, in UTF-8 "
             "and with commas between the cells."

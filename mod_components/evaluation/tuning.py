@@ -169,7 +169,7 @@ def _read_run(folder: Path, dataset_dir: str | os.PathLike[str]) -> dict[str, Ca
 def _read(path: str | Path, codes: Sequence[int], case: str) -> tuple[np.ndarray, float]:
     """Regions (3, D, H, W) of a label map, and the volume of its voxels in mm³."""
     try:
-        image: Any = nib.load(path)  # type: ignore[attr-defined]
+        image: Any = nib.load(path)
         labels = torch.from_numpy(np.asarray(image.dataobj).astype(np.int64))[None]
     except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
         raise DataError(

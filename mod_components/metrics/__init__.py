@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mod_components.data.layouts import REGIONS
+from mod_components.data.records import REGIONS
 from mod_components.metrics.lesions import (
     LESION_HD95_MISSED,
     LESION_MINIMUM,

@@ -12,7 +12,7 @@ from monai.handlers.ignite_metric import IgniteMetricHandler
 from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 
-from mod_components.data.layouts import REGIONS
+from mod_components.data.records import REGIONS
 from mod_components.metrics.masks import spacing_of
 from mod_components.metrics.overlap import dice
 from mod_components.metrics.surface import hd95

@@ -143,7 +143,7 @@ def test_other_truths_are_not_compared(tmp_path: Path) -> None:
     # older evaluations do not say what they were judged by, and a gap says nothing
     values = {case: np.full(3, 0.5) for case in volumes}
     assert len(compare(a, write(tmp_path / "old", values, ["dice"])).cases) == 6
-    gap = {case: (math.nan,) * 3 for case in volumes}
+    gap = dict.fromkeys(volumes, (math.nan,) * 3)
     assert len(compare(a, with_volumes(tmp_path / "gap", gap)).cases) == 6
 
 

@@ -27,6 +27,7 @@ DICES = {
 NOTES = {"data": "<b>set</b>", "checkpoint": "models/model.pt", "threshold": 1.23456789}
 EMPTY = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source"}
 BROWSER_SECONDS = 60
+REGIONS = ("tc", "wt", "et")
 STATISTICS = ("mean", "std", "median", "ci_low", "ci_high")
 
 
@@ -301,6 +302,7 @@ MEASURES = """
     needed: box.scrollWidth,
     width: box.clientWidth,
     first: Math.max(...[...box.querySelectorAll("tbody th")].map((cell) => cell.offsetWidth)),
+    name: Math.max(...[...box.querySelectorAll("tbody th")].map((cell) => cell.scrollWidth)),
   }));
   const place = document.createElement("pre");
   place.id = "findings";
@@ -317,10 +319,18 @@ MEASURES = """
 def test_a_browser_shows_long_names_and_full_tables(tmp_path: Path, width: int) -> None:
     notes = {"weights": " ".join(["0123456789abcdef"] * 5), "long": "x" * 2000}
     write_evaluation(tmp_path, {"case_" + "long" * 100: (0.5, 0.5, 0.5)}, notes)
+    columns = [f"{key}_{region}" for key in ("sensitivity", "lesion_hd95") for region in REGIONS]
+    write_rows(
+        tmp_path / "metrics_per_case.csv", [{"case": "x" * 400, **dict.fromkeys(columns, 1)}]
+    )
     summary = [
         {"region": region, "n": 300}
-        | {f"{key}_{name}": 123.456 for key in ("hd95", "sensitivity") for name in STATISTICS}
-        | {"hd95_n": 276, "sensitivity_n": 276}
+        | {
+            f"{key}_{name}": value
+            for key, value in (("lesion_hd95", 123.4), ("sensitivity", 0.857))
+            for name in STATISTICS
+        }
+        | {"lesion_hd95_n": 276, "sensitivity_n": 276}
         for region in ("TC", "WT", "ET", "mean")
     ]
     write_rows(tmp_path / "metrics_summary.csv", summary)
@@ -333,6 +343,6 @@ def test_a_browser_shows_long_names_and_full_tables(tmp_path: Path, width: int) 
     found = json.loads(unescape(place[1]))
     assert found["overflow"] == 0
     for box in found["boxes"]:
-        assert 50 < box["first"] < 0.5 * box["width"]
+        assert 50 < box["name"] <= box["first"] < 0.5 * box["width"]
     if width == 1200:
         assert found["boxes"][0]["needed"] <= found["boxes"][0]["width"]

@@ -115,7 +115,7 @@ def test_agreement_looks_neither_like_truth_nor_like_prediction(dpi: int) -> Non
     height = min(map(len, (truth, both, pred)))
     truth, both, pred = (mask[-height:] for mask in (truth, both, pred))
     assert (truth & ~both).sum() > 0.1 * truth.sum()  # dark dashes on the line
-    assert (both & ~truth).sum() < 0.02 * truth.sum()  # and nothing beside it
+    assert (both & ~truth).sum() < 0.05 * truth.sum()  # and nothing beside it
     assert both.sum() > 1.2 * pred.sum()  # it goes on where dashes end
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from mod_components.data.checks.problem import ERROR, WARNING, Problem
 from mod_components.data.checks.volume import Volume, VolumeError
-from mod_components.data.layouts import CHANNELS, CaseRecord, Layout
+from mod_components.data.records import CHANNELS, CaseRecord, Layout
 
 # Above this, the sum of the squares of 512³ voxels is beyond what a 32-bit float can hold.
 _LARGEST = 1e15

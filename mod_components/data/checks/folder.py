@@ -13,7 +13,8 @@ from mod_components.data.checks.facts import CaseFacts
 from mod_components.data.checks.problem import ERROR, WARNING, Problem
 from mod_components.data.checks.volume import brief
 from mod_components.data.datalist import SPLITS_FILE, make_datalist
-from mod_components.data.layouts import CaseRecord, FolderError, lone_labels
+from mod_components.data.decathlon import lone_labels
+from mod_components.data.records import CaseRecord, FolderError
 from mod_components.errors import DataError
 
 _NAMED = 5

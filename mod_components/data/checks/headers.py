@@ -10,7 +10,7 @@ import numpy as np
 from mod_components.data.checks.case import Case, Check
 from mod_components.data.checks.problem import Problem
 from mod_components.data.checks.volume import COPY_AGAIN, Volume, VolumeError
-from mod_components.data.layouts import CHANNELS
+from mod_components.data.records import CHANNELS
 
 # Real headers differ by rounding; a voxel's tenth is far below what harms a segmentation.
 _AFFINE_TOLERANCE_MM = 0.1

@@ -8,7 +8,7 @@ import numpy as np
 
 from mod_components.data.checks.case import Case
 from mod_components.data.checks.problem import Problem
-from mod_components.data.layouts import CHANNELS
+from mod_components.data.records import CHANNELS
 
 _MARGIN = 0.5
 _MIN_BRAIN_VOXELS = 1000

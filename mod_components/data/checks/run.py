@@ -17,7 +17,7 @@ from mod_components.data.checks.headers import CHECKS
 from mod_components.data.checks.problem import ERROR, Problem
 from mod_components.data.checks.volume import brief
 from mod_components.data.checks.voxels import FULL_CHECKS
-from mod_components.data.layouts import CaseRecord, Layout
+from mod_components.data.records import CaseRecord, Layout
 from mod_components.errors import DataError
 
 logger = logging.getLogger("mod_components.data.checks")
@@ -25,7 +25,7 @@ logger = logging.getLogger("mod_components.data.checks")
 _PROGRESS_FROM = 20
 _LINES_SHOWN = 20
 _MAX_WORKERS = 8
-_SKIP_HINT = "--skip_bad_cases true trains on the rest."
+_SKIP_HINT = "--skip_bad_cases true goes on with the rest."
 
 
 def examine(
@@ -149,10 +149,10 @@ def usable_cases(
     _log_warnings(others)
     if not errors:
         return list(records), problems
-    if not skip_bad:
-        raise DataError(f"{_refusal(errors, len(records))}\n{_SKIP_HINT}")
     bad = {problem.case for problem in errors}
     good = [record for record in records if record.case not in bad]
+    if good and not skip_bad:
+        raise DataError(f"{_refusal(errors, len(records))}\n{_SKIP_HINT}")
     if not good:
         raise DataError(f"{_refusal(errors, len(records))}\nNo case is left to use.")
     first: dict[str, Problem] = {}

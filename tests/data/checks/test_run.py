@@ -41,7 +41,7 @@ def test_bad_cases_are_refused_with_a_hint(tmp_path: Path) -> None:
     empty(tmp_path, cases[1])
     with pytest.raises(DataError, match=r"(?s)1 of 3 cases.*Case_01.*empty") as caught:
         usable_cases(scan(tmp_path), find_layout(tmp_path))
-    assert str(caught.value).endswith("--skip_bad_cases true trains on the rest.")
+    assert str(caught.value).endswith("--skip_bad_cases true goes on with the rest.")
 
 
 def test_bad_cases_are_left_out_and_named_once(
