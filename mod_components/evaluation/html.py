@@ -33,6 +33,7 @@ __all__ = ["write_html"]
 TITLE = "Evaluation of a tumour segmentation"
 INTENDED_USE = "Research only, not to be used for diagnosis"
 
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _SUMMARY_REGIONS = {**{region: region for region in REGIONS}, "mean": "Mean of regions"}
 _KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
 
@@ -164,13 +165,13 @@ def _summary_cell(row: Mapping[str, float], metric: MetricView) -> str:
     if not mean:
         return f"<td>{UNDEFINED}</td>"
     below = [
-        f"{name} {metric.show_mean(row[f'{metric.key}_{key}'])}"
+        f"{name}{_NO_BREAK}{metric.show_mean(row[f'{metric.key}_{key}'])}"
         for key, name in (("std", "std"), ("median", "median"))
         if math.isfinite(row.get(f"{metric.key}_{key}", math.nan))
     ]
     number = row.get(f"{metric.key}_n", math.nan)
     if math.isfinite(number) and number != row.get("n"):
-        below.append(f"n {number:.0f}")
+        below.append(f"n{_NO_BREAK}{number:.0f}")
     return f"<td>{escape(mean)}<small>{escape(', '.join(below))}</small></td>"
 
 
@@ -182,7 +183,7 @@ def _mean_and_interval(row: Mapping[str, float], metric: MetricView) -> str:
         return ""
     text = metric.show_mean(mean)
     if math.isfinite(low) and math.isfinite(high):
-        text += f" [{metric.show_mean(low)}, {metric.show_mean(high)}]"
+        text += f" [{metric.show_mean(low, mean)}, {metric.show_mean(high, mean)}]"
     return text
 
 

@@ -52,7 +52,7 @@ thead th[colspan] { text-align: center; }
 td small { display: block; color: var(--faint); font-size: .8rem; white-space: normal; }
 tbody th { position: sticky; left: 0; background: var(--card); }
 .name {
-  display: inline-block; vertical-align: top; 
+  display: inline-block; vertical-align: top; width: max-content; max-width: min(16rem, 36vw);
   white-space: normal; overflow-wrap: anywhere;
 }
 .cases tbody th { font-weight: 500; }

@@ -338,11 +338,10 @@ def _unseen(
         sizes = _parts_apart(mask, other, centre) * voxel  # mm³
         sizes = sizes[sizes > least]
         if sizes.size:
-            parts = "part" if sizes.size == 1 else "parts"
             largest = sizes.max() / _MM3_PER_ML
             volume = f"{largest:.2f}" if largest >= 0.01 else "under 0.01"
             lines.append(
-                f"{name} outside these planes: {sizes.size} {parts}, the largest {volume} mL"
+                f"{name} parts outside these planes: {sizes.size}, the largest {volume} mL"
             )
     return lines
 

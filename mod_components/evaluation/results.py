@@ -68,14 +68,14 @@ class MetricView:
         """A case's value, – where it is undefined; small volumes with one more decimal."""
         if value is None or not math.isfinite(value):
             return UNDEFINED
-        return self._rounded(value, self.digits)
+        return self._rounded(value, value, self.digits)
 
-    def show_mean(self, value: float) -> str:
-        """A statistic over cases: of counts with a decimal too."""
-        return self._rounded(value, max(self.digits, 1))
+    def show_mean(self, value: float, mean: float | None = None) -> str:
+        """A statistic over cases: of counts with a decimal too; as many as ``mean`` beside it."""
+        return self._rounded(value, value if mean is None else mean, max(self.digits, 1))
 
-    def _rounded(self, value: float, digits: int) -> str:
-        if self.unit == "mL" and abs(value) < _SMALL_ML:
+    def _rounded(self, value: float, like: float, digits: int) -> str:
+        if self.unit == "mL" and abs(like) < _SMALL_ML:
             digits += 1
         return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0 makes 0 of -0
 

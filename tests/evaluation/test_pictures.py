@@ -131,13 +131,15 @@ def test_the_caption_says_what_no_plane_shows() -> None:
     assert unseen(label, label) == []
     false = label.clone()
     false[1, 4:8, 20:25, 3:8] = 1  # 4 × 5 × 5 voxels away from all planes
-    assert unseen(false, label) == ["False outside these planes: 1 part, the largest 0.10 mL"]
+    assert unseen(false, label) == ["False parts outside these planes: 1, the largest 0.10 mL"]
     false[2, 5, 16, 15] = 1
-    assert unseen(false, label, 2.5) == ["False outside these planes: 2 parts, the largest 0.25 mL"]
+    assert unseen(false, label, 2.5) == ["False parts outside these planes: 2, the largest 0.25 mL"]
     small = label.clone()
     small[0, 5, 16, 15] = 1
-    assert unseen(small, label) == ["False outside these planes: 1 part, the largest under 0.01 mL"]
-    assert unseen(label, false) == ["Missed outside these planes: 1 part, the largest 0.10 mL"]
+    assert unseen(small, label) == [
+        "False parts outside these planes: 1, the largest under 0.01 mL"
+    ]
+    assert unseen(label, false) == ["Missed parts outside these planes: 1, the largest 0.10 mL"]
     assert unseen(label, small) == []  # too small for a lesion
     assert unseen(false, false) == []
     # what a plane cuts can be seen, what touches the truth is not apart

@@ -105,6 +105,7 @@ def test_how_values_are_shown(tmp_path: Path) -> None:
     shown = [volume.show(value) for value in (-0.001, 0.004, -0.05, 9.87654, -10, 123.45)]
     assert shown == ["0.00", "0.00", "-0.05", "9.88", "-10.0", "123.5"]
     assert [volume.show_mean(value) for value in (-0.001, 3.456)] == ["0.00", "3.46"]
+    assert [volume.show_mean(value, 21.8) for value in (-4.684, 44)] == ["-4.7", "44.0"]
     assert [distance.show(value) for value in (-0.01, 2.345)] == ["0.0", "2.3"]
     assert lesions.show_mean(1.25) == "1.2"
 
