@@ -81,12 +81,13 @@ class Commands:
         dataset_dir: str = "",
         legacy_et: bool | str = False,
     ) -> None:
-        """Draw a case into a PNG: three planes, four modalities, truth and prediction outlined.
+        """Draw a case into a picture: three planes, four modalities, truth and prediction outlined.
 
         Args:
             case: a case's folder, or its id in ``dataset_dir``.
             pred: a predicted label map.
-            output: the PNG to write; ``<case>.png`` by default.
+            output: the picture (.png, .jpg, .pdf, .svg, .tif or .webp) or its folder; by default
+                ``<case>.png``.
             dataset_dir: the data set's folder.
             legacy_et: as for training.
         """

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
-from mod_components.data.layouts import REGIONS
+from mod_components.data.records import REGIONS
 from mod_components.errors import DataError
 from mod_components.evaluation.results import PER_CASE, read_table
 from mod_components.evaluation.scores import METRICS

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mod_components.data.layouts import REGIONS
+from mod_components.data.records import REGIONS
 from mod_components.errors import DataError
 from mod_components.evaluation.distributions import plot_distribution
 from mod_components.evaluation.html_style import SCRIPT, STYLE

@@ -13,7 +13,16 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 from scipy import ndimage
 
-from mod_components.data.layouts import CHANNELS, REGIONS
+from mod_components.data.records import CHANNELS, REGIONS
+from mod_components.evaluation.canvas import (
+    PLANES,
+    crop_to_head,
+    cut_plane,
+    fullest_planes,
+    grey_values,
+    make_canvas,
+    show_plane,
+)
 from mod_components.metrics import LESION_MINIMUM, dice, hd95, spacing_of
 
 if TYPE_CHECKING:
@@ -32,8 +41,6 @@ _WIDTHS = {"WT": 2.2, "TC": 3.4, "ET": 1.8}
 _DASH, _GAP, _DARK_DASH = 4.5, 3.5, 2.7
 _DASH_WIDTH, _DARK_WIDTH, _DARK = 0.75, 0.45, 0.2
 
-_PLANES = ("axial", "coronal", "sagittal")
-_MARGIN = 10
 _TRUTH, _PREDICTION = "truth", "prediction"
 _MM3_PER_ML = 1000.0
 
@@ -81,16 +88,16 @@ def draw_case(
         if distances:
             lines.append(_scores("HD95 (mm)", hd95(pred, label, spacing), 1))
     given = {name: m for name, m in ((_TRUTH, label), (_PREDICTION, pred)) if m is not None}
-    volumes, *cropped = _crop(_array(image), *(_array(mask) > 0 for mask in given.values()))
+    volumes, *cropped = crop_to_head(_array(image), *(_array(mask) > 0 for mask in given.values()))
     masks = dict(zip(given, cropped, strict=True))
-    centre = _centre(volumes, cropped)
+    centre = fullest_planes(volumes, cropped)
     if len(masks) == 2:
         lines += _unseen(masks[_PREDICTION], masks[_TRUTH], centre, spacing)
-    figure, grid = _canvas(volumes.shape[1:], spacing, channels, len(lines))
+    figure, grid = make_canvas(volumes.shape[1:], spacing, channels, len(lines))
     for axes_of_image, name in zip(grid, channels, strict=True):
-        shown = _window(volumes[CHANNELS.index(name)])
-        for axes, plane in zip(axes_of_image, _PLANES, strict=True):
-            _show(axes, _cut(shown, plane, centre), plane, spacing)
+        shown = grey_values(volumes[CHANNELS.index(name)])
+        for axes, plane in zip(axes_of_image, PLANES, strict=True):
+            show_plane(axes, cut_plane(shown, plane, centre), plane, spacing)
             for name_of_mask, mask in masks.items():
                 _outline(axes, mask, name_of_mask, plane, centre)
     _caption(figure, lines, list(masks))
@@ -155,135 +162,6 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return torch.as_tensor(tensor.detach()).float().cpu().numpy()
 
 
-def _crop(volumes: np.ndarray, *masks: np.ndarray) -> list[np.ndarray]:
-    """All of them without the empty space around the brain, but for a margin."""
-    occupied = np.any([part.any(0) for part in (volumes != 0, *masks)], axis=0)  # (D, H, W)
-    box: list[slice] = [slice(None)]
-    for axis, size in enumerate(occupied.shape):
-        where = np.flatnonzero(occupied.any(tuple({0, 1, 2} - {axis})))
-        if where.size:
-            box.append(slice(max(where[0] - _MARGIN, 0), min(where[-1] + 1 + _MARGIN, size)))
-    return [part[tuple(box)] for part in (volumes, *masks)]
-
-
-def _centre(volumes: np.ndarray, masks: Sequence[np.ndarray]) -> tuple[int, int, int]:
-    """Along each axis the slice with most of the first mask that is not empty, else of the brain.
-
-    A voxel counts once for each region it is in: the core draws the planes towards itself. Each
-    axis has its own slice, so that a ring's hole or the gap between two tumours is never shown.
-    """
-    for mask in (*masks, (volumes != 0).any(0, keepdims=True)):
-        if mask.any():
-            counts = mask.sum(0)  # (D, H, W)
-            d, h, w = (_fullest(counts.sum(tuple({0, 1, 2} - {axis}))) for axis in range(3))
-            return d, h, w
-    d, h, w = (size // 2 for size in volumes.shape[1:])
-    return d, h, w
-
-
-def _fullest(areas: np.ndarray) -> int:
-    """Index of the largest value, the middle one of several."""
-    best = np.flatnonzero(areas == areas.max())
-    return int(best[best.size // 2])
-
-
-def _window(volume: np.ndarray) -> np.ndarray:
-    """Grey values 0 to 1 between the brain's 1st and 99.5th percentile, black outside (0)."""
-    brain = volume[volume != 0]
-    if brain.size == 0:
-        return np.zeros_like(volume)
-    low, high = np.percentile(brain[:: max(brain.size // 200_000, 1)], (1, 99.5))
-    grey = np.clip((volume - low) / max(high - low, 1e-6), 0, 1)
-    return np.where(volume != 0, grey, 0)
-
-
-def _cut(volume: np.ndarray, plane: str, centre: tuple[int, int, int]) -> np.ndarray:
-    """A slice of (D, H, W) as rows and columns of a picture, drawn from the top."""
-    d, h, w = centre
-    if plane == "axial":
-        return volume[:, :, w].T  # rows to posterior, columns to the left
-    if plane == "coronal":
-        return volume[:, h, ::-1].T  # rows to inferior, columns to the left
-    return volume[d, :, ::-1].T  # rows to inferior, columns to posterior
-
-
-def _pixel(plane: str, spacing: tuple[float, float, float]) -> tuple[float, float]:
-    """Height and width in mm of a pixel of a plane."""
-    d, h, w = spacing
-    return {"axial": (h, d), "coronal": (w, d), "sagittal": (w, h)}[plane]
-
-
-def _canvas(
-    shape: tuple[int, ...],
-    spacing: tuple[float, float, float],
-    channels: Sequence[str],
-    lines: int,
-) -> tuple[Figure, np.ndarray]:
-    """A black figure and its axes (images, planes), all planes on one scale of inches a mm."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    d, h, w = (size * mm for size, mm in zip(shape, spacing, strict=True))
-    wide = len(channels) > 2
-    if wide:
-        rows, columns = list(_PLANES), list(channels)
-        heights, widths, panel = [h, w, w], [max(d, h)] * len(columns), 3.2
-    else:
-        rows, columns = list(channels), list(_PLANES)
-        heights, widths, panel = [max(h, w)] * len(rows), [d, d, h], 4.0
-    scale = panel / max(h, w)  # inches a mm
-    left, right, bottom, top = 0.45, 0.1, 0.5, 0.4 + 0.22 * lines  # inches
-    size = (scale * sum(widths) + left + right, scale * sum(heights) + bottom + top)
-    # Constrained or tight layouts would undo the common scale of the planes.
-    figure = Figure(figsize=size, dpi=110, facecolor="black")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(
-        len(rows),
-        len(columns),
-        squeeze=False,
-        gridspec_kw={
-            "width_ratios": widths,
-            "height_ratios": heights,
-            "left": left / size[0],
-            "right": 1 - right / size[0],
-            "bottom": bottom / size[1],
-            "top": 1 - top / size[1],
-            "wspace": 0.02,
-            "hspace": 0.02,
-        },
-    )
-    for axes, name in zip(grid[:, 0], rows, strict=True):
-        axes.set_ylabel(name, color="white", fontsize=12)
-    for axes, name in zip(grid[0], columns, strict=True):
-        axes.set_title(name, color="white", fontsize=12, pad=4)
-    for axes in grid.flat:
-        axes.set_anchor("N")  # else less high planes would take their titles down with them
-    return figure, grid.T if wide else grid
-
-
-def _show(axes: Axes, grey: np.ndarray, plane: str, spacing: tuple[float, float, float]) -> None:
-    height, width = _pixel(plane, spacing)
-    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, aspect=height / width, interpolation="bilinear")
-    axes.set_facecolor("black")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for side in axes.spines.values():
-        side.set_visible(False)
-    left, right = ("A", "P") if plane == "sagittal" else ("R", "L")
-    top = "A" if plane == "axial" else "S"
-    for x, y, letter in ((0.02, 0.5, left), (0.98, 0.5, right), (0.5, 0.98, top)):
-        axes.text(
-            x,
-            y,
-            letter,
-            color="#b0b0b0",
-            fontsize=10,
-            transform=axes.transAxes,
-            ha={0.02: "left", 0.5: "center", 0.98: "right"}[x],
-            va="top" if y > 0.9 else "center",
-        )
-
-
 def _strokes(name: str, colour: str, width: float) -> list[dict[str, Any]]:
     """Settings of the lines that make up an outline: one for the truth, two for a prediction."""
     if name == _TRUTH:
@@ -307,7 +185,7 @@ def _outline(
 ) -> None:
     """Outlines of the regions (3, D, H, W) of truth or prediction in a plane."""
     for place, (region, colour) in enumerate(COLOURS.items()):
-        mask = _cut(masks[REGIONS.index(region)], plane, centre)
+        mask = cut_plane(masks[REGIONS.index(region)], plane, centre)
         if not mask.any() or mask.all():  # there is no line, and matplotlib warns
             continue
         for stroke in _strokes(name, colour, _WIDTHS[region]):

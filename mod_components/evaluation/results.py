@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mod_components.data.layouts import REGIONS
+from mod_components.data.records import REGIONS
 from mod_components.errors import DataError
 from mod_components.evaluation.scores import METRICS
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from mod_components.data.layouts import REGIONS
+from mod_components.data.records import REGIONS
 from mod_components.evaluation.scores import METRICS
 
 __all__ = ["bootstrap_intervals", "region_values", "summarise", "table"]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from mod_components.data.layouts import REGIONS
+from mod_components.data.records import REGIONS
 
 __all__ = ["NONE", "ORDER", "Case", "Components", "Thresholds", "choose", "components", "mean_dice"]
 

@@ -13,24 +13,13 @@ from matplotlib.image import imread
 from monai.data import MetaTensor
 from PIL import Image
 
-from mod_components.evaluation import pictures
 from mod_components.evaluation.pictures import draw_case, picture_bytes, to_lps
 from mod_components.metrics import dice, hd95
-from tests.evaluation.cases import SHAPE, brain
+from tests.evaluation.cases import brain
 
 
 def legend(figure: Figure) -> list[str]:
     return [entry.get_text() for each in figure.legends for entry in each.get_texts()]
-
-
-def test_planes_are_the_right_way_up() -> None:
-    # One bright voxel each in the left, anterior, superior corner of an LPS volume.
-    volume = np.zeros(SHAPE)
-    volume[-1, 0, -1] = 1
-    top_right, top_left = (0, -1), (0, 0)
-    assert pictures._cut(volume, "axial", (0, 0, SHAPE[2] - 1))[top_right] == 1
-    assert pictures._cut(volume, "coronal", (0, 0, 0))[top_right] == 1
-    assert pictures._cut(volume, "sagittal", (SHAPE[0] - 1, 0, 0))[top_left] == 1
 
 
 def test_true_proportions_with_three_regions_twice() -> None:
@@ -42,40 +31,6 @@ def test_true_proportions_with_three_regions_twice() -> None:
         assert len(axes.collections) == 3 + 2 * 3  # a prediction has dashes in two colours
     dashed = [line.get_linestyle()[0][1] is not None for line in axial.collections]
     assert dashed == 3 * [False] + 6 * [True]
-
-
-def test_planes_hold_most_of_the_tumour() -> None:
-    rng = np.random.default_rng(1)
-    mask = rng.random((1, 9, 8, 7)) < 0.1
-    mask[0, 6, 2, :] = mask[0, :, 2, 4] = mask[0, 6, :, 4] = True
-    found = pictures._centre(np.ones((4, 9, 8, 7)), [mask])
-    for axis, index in enumerate(found):
-        areas = [int(np.take(mask[0], i, axis).sum()) for i in range(mask.shape[axis + 1])]
-        assert areas[index] == max(areas)
-
-
-def test_planes_meet_a_ring_and_two_tumours() -> None:
-    volumes = np.ones((4, *SHAPE))
-    d, h, w = np.meshgrid(*(np.arange(size) for size in SHAPE), indexing="ij")
-    radius = np.sqrt((d - 12) ** 2 + (h - 15) ** 2 + (w - 10) ** 2)
-    ring = ((radius > 5) & (radius < 8))[None]
-    two = np.zeros((1, *SHAPE), bool)
-    two[0, 2:5, 3:6, 2:5] = two[0, 17:22, 22:27, 14:18] = True  # their mean lies in neither
-    for mask in (ring, two):
-        centre = pictures._centre(volumes, [mask])
-        assert all(np.take(mask[0], place, axis).any() for axis, place in enumerate(centre))
-    assert pictures._centre(volumes, [two]) == (19, 24, 16)
-
-
-def test_planes_without_truth_without_tumour_without_brain() -> None:
-    made = brain()
-    volumes, label = made["image"].numpy(), made["label"].numpy() > 0
-    elsewhere = np.zeros_like(label)
-    elsewhere[1, 5:8, 20, 4] = True
-    assert pictures._centre(volumes, [label, elsewhere]) == (15, 9, 11)
-    assert pictures._centre(volumes, [label & False, elsewhere]) == (6, 20, 4)
-    assert pictures._centre(volumes, [label & False]) == (12, 15, 10)
-    assert pictures._centre(volumes * 0, []) == (12, 15, 10)
 
 
 @pytest.mark.parametrize("with_pred", [True, False])
@@ -213,16 +168,6 @@ def test_kinds_of_files() -> None:
     width, height = Image.open(io.BytesIO(png)).size
     assert Image.open(io.BytesIO(jpeg)).size == (width, height)
     assert Image.open(io.BytesIO(small)).size == pytest.approx((width / 2, height / 2), abs=1)
-
-
-def test_the_scale_is_the_brains_not_the_backgrounds() -> None:
-    image = brain()["image"][0].numpy()
-    volume = image - 1.0  # z-scores: below 0 too
-    volume[image == 0] = 0
-    grey = pictures._window(volume)
-    assert grey[volume == 0].max() == 0
-    assert (grey.min(), grey.max()) == (0, 1)
-    assert pictures._window(volume * 0).max() == 0
 
 
 def test_orientations_become_one() -> None:
