@@ -35,7 +35,10 @@ SHIFT, DILATIONS = 3, 2
 def load(folder: Path) -> tuple[str, Tensor, list[float]]:
     """First labelled case of a data set: its id, masks (3, D, H, W) and spacing in mm."""
     codes = find_layout(folder).region_codes
-    case, label = next((c.case, c.label) for c in scan(folder) if c.label)
+    labelled = [(c.case, c.label) for c in scan(folder) if c.label]
+    if not labelled:
+        raise SystemExit(f"{folder} has no labelled case: give a labelled data set.")
+    case, label = labelled[0]
     image = nib.load(label)
     voxels = np.asarray(image.dataobj)
     masks = np.stack([np.isin(voxels, codes[region]) for region in REGIONS])

@@ -7,8 +7,6 @@ import os
 import sys
 from pathlib import Path
 
-from fire.decorators import SetParseFn
-
 from mod_components.errors import SettingsError, show_plain_errors
 from mod_components.settings import flag
 
@@ -30,7 +28,7 @@ class Commands:
         changed = render(Path(folder), table=backbones(table or None))
         print("\n".join(str(path) for path in changed) or f"{folder} is up to date.")
 
-    def sample(self, folder: str = "", cases: int = 16) -> None:
+    def sample(self, folder: str = "", cases: int | str = 16) -> None:
         """Make the embedded sample data set and print its folder.
 
         Args:
@@ -39,13 +37,12 @@ class Commands:
         """
         from mod_components.data import make_sample
 
-        print(make_sample(folder or None, cases=cases))
+        print(make_sample(folder or None, cases=_count("cases", cases)))
 
-    # Words stay words: a folder may be called 2021, or a,b.
-    @SetParseFn(str)
     def check(
         self,
         folder: str = "",
+        *,
         json: bool | str = False,
         fast: bool | str = False,
         workers: int | str = 0,
@@ -66,16 +63,20 @@ class Commands:
         folder, fast = _behind_a_switch(folder, fast)
         if not folder:
             raise SettingsError("check: give the folder of a data set.")
+        as_text = not flag(json)
         result = check_folder(
-            folder, legacy_et=flag(legacy_et), fast=flag(fast), workers=_count(workers) or None
+            folder,
+            legacy_et=flag(legacy_et),
+            fast=flag(fast),
+            workers=_count("workers", workers) or None,
         )
-        print(as_json.dumps(result.as_dict(), indent=4) if flag(json) else result.table())
+        print(result.table() if as_text else as_json.dumps(result.as_dict(), indent=4))
         sys.exit(result.exit_code)
 
-    @SetParseFn(str)
     def view(
         self,
         case: str,
+        *,
         pred: str = "",
         output: str = "",
         dataset_dir: str = "",
@@ -103,23 +104,24 @@ class Commands:
             )
         )
 
-    @SetParseFn(str)
-    def compare(self, a: str, b: str, json: bool | str = False) -> None:
+    def compare(self, *evaluations: str, json: bool | str = False) -> None:
         """Compare two evaluations of the same cases, pair by pair.
 
         Args:
-            a: output folder of an evaluation.
-            b: output folder of another one.
+            evaluations: output folders of two evaluations.
             json: print JSON instead of a table.
         """
         from mod_components.evaluation.compare import compare
 
-        result = compare(a, b)
-        print(
-            as_json.dumps(result.as_dict(), indent=4) if flag(json) else "\n".join(result.table())
-        )
+        first, json = _behind_a_switch("", json)
+        folders = [first, *evaluations] if first else list(evaluations)
+        if len(folders) != 2:
+            raise SettingsError(f"compare: give two folders of evaluations, got {len(folders)}.")
+        as_text = not flag(json)
+        result = compare(*folders)
+        text = "\n".join(result.table())
+        print(text if as_text else as_json.dumps(result.as_dict(), indent=4))
 
-    @SetParseFn(str)
     def tune(self, *runs: str, dataset_dir: str = "") -> None:
         """Choose post-processing thresholds on held-out folds; store them beside each model.
 
@@ -155,11 +157,19 @@ def _behind_a_switch(folder: str, switch: bool | str) -> tuple[str, bool | str]:
     return switch, True
 
 
-def _count(value: int | str) -> int:
+def _count(name: str, value: int | str) -> int:
     text = str(value)
     if not text.isdecimal():
-        raise SettingsError(f"workers must be a whole number from 0 (one a core), got {value!r}.")
+        raise SettingsError(f"{name} must be a whole number, got {value!r}.")
     return int(text)
+
+
+def _word(argument: str) -> str:
+    """Quote an argument: Fire makes a number of 2021, and a tuple of a,b."""
+    name, equals, value = argument.partition("=")
+    if argument.startswith("--"):
+        return f"{name}={value!r}" if equals else argument
+    return argument if argument.startswith("-") else repr(argument)
 
 
 def main() -> None:
@@ -171,7 +181,9 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):  # a console may not know → or the bytes of a file name
             stream.reconfigure(errors="backslashreplace")
     try:
-        fire.Fire(Commands, name="python -m mod_components")
+        verb, words = sys.argv[1:2], sys.argv[2:]
+        command = verb + [_word(word) for word in words]
+        fire.Fire(Commands, command=command, name="python -m mod_components")
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,21 @@ from typing import Any, BinaryIO
 
 import torch
 
-__all__ = ["file_digest", "save_json", "save_tensors", "write_atomically"]
+__all__ = [
+    "DATALIST",
+    "POSTPROCESSING",
+    "file_digest",
+    "save_json",
+    "save_tensors",
+    "write_atomically",
+]
+
+
+DATALIST = "datalist.json"
+"""Beside a checkpoint: which case trains and which is held out."""
+
+POSTPROCESSING = "postprocessing.json"
+"""Beside a checkpoint: thresholds of the post-processing."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:

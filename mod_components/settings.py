@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import inspect
 import json
 import logging
 import os
@@ -12,7 +13,13 @@ from typing import Any
 
 from mod_components.errors import CheckpointError, SettingsError
 
-__all__ = ["check_training_settings", "checkpoint_list", "flag", "trained_settings"]
+__all__ = [
+    "check_training_settings",
+    "checkpoint_list",
+    "flag",
+    "network_record",
+    "trained_settings",
+]
 
 logger = logging.getLogger("mod_components.settings")
 
@@ -52,14 +59,14 @@ def checkpoint_list(checkpoint: str | os.PathLike[str] | Sequence[str]) -> list[
         CheckpointError: when a pattern matches nothing, or nothing is given.
     """
     if isinstance(checkpoint, (str, os.PathLike)):
-        text = os.path.expanduser(checkpoint)
-        if os.path.isfile(text):
-            return [text]
-        parts = [part.strip() for part in text.split(",") if part.strip()]
+        whole = os.path.expanduser(checkpoint)
+        if os.path.isfile(whole):
+            return [whole]
+        parts = [part.strip() for part in os.fspath(checkpoint).split(",") if part.strip()]
     else:
-        parts = [os.path.expanduser(part) for part in checkpoint]
+        parts = [os.fspath(part) for part in checkpoint]
     paths: list[str] = []
-    for part in parts:
+    for part in map(os.path.expanduser, parts):
         pattern = glob.has_magic(part) and not os.path.isfile(part)
         found = sorted(glob.glob(part)) if pattern else [part]
         if not found:
@@ -97,6 +104,33 @@ def trained_settings(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} cannot be read ({error}): restore it, or remove it and give the network's "
             "settings on the command line."
         ) from error
+
+
+def network_record(network: Any) -> dict[str, Any]:
+    """The class and the arguments of ``network_def`` in the config that is being evaluated.
+
+    For ``training.json``: any bundle can build the network of a checkpoint from it, with what was
+    given on the command line too.
+
+    Args:
+        network: the network; asking for it makes sure that its arguments have their values.
+
+    Returns:
+        The class under ``target`` and the arguments by name; empty where one of them is not plain.
+    """
+    from monai.bundle import ConfigParser  # late: most that is here needs no MONAI
+
+    del network
+    owners = (frame.frame.f_locals.get("self") for frame in inspect.stack(0))
+    parser = next((owner for owner in owners if isinstance(owner, ConfigParser)), None)
+    if parser is None:
+        return {}
+    keys = [key for key in parser["network_def"] if key == "_target_" or not key.startswith("_")]
+    record = {key.strip("_"): parser.get_parsed_content(f"network_def#{key}") for key in keys}
+    try:
+        return dict(json.loads(json.dumps(record)))
+    except TypeError:
+        return {}
 
 
 def check_training_settings(

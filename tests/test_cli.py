@@ -61,6 +61,8 @@ def test_compare(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "TC" in done.stdout
     done = run_python("-m", "mod_components", "compare", "a", "b", "--json", cwd=tmp_path)
+    first = run_python("-m", "mod_components", "compare", "--json", "a", "b", cwd=tmp_path)
+    assert first.stdout == done.stdout
     row = next(
         row
         for row in json.loads(done.stdout)["differences"]
@@ -100,6 +102,7 @@ def test_words_stay_words(data: Path, tmp_path: Path) -> None:
         (["check", "2021", "--workers", "many"], "error: workers must be a whole number"),
         (["check", "2021", "--fast", "maybe"], "error: expected true or false, got 'maybe'"),
         (["compare", "no", "where"], "error: "),
+        (["compare", "1"], "error: compare: give two folders of evaluations, got 1"),
     ],
 )
 def test_plain_errors(arguments: list[str], message: str, tmp_path: Path) -> None:

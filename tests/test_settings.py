@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mod_components.errors import CheckpointError
-from mod_components.settings import checkpoint_list, flag
+from mod_components.settings import checkpoint_list, flag, network_record
 
 
 @pytest.mark.parametrize("value", [True, 1, "true", "True", " TRUE ", "yes", "on", "1"])
@@ -41,6 +41,8 @@ def test_checkpoints_in_every_form(tmp_path: Path) -> None:
     comma = tmp_path / "a,b.pt"
     comma.touch()
     assert checkpoint_list(str(comma)) == [str(comma)]
+    home = [str(Path("~").expanduser() / name) for name in ("a.pt", "b.pt")]
+    assert checkpoint_list("~/a.pt,~/b.pt") == home
     assert checkpoint_list("not/yet.pt") == ["not/yet.pt"]  # who reads it says what is missing
 
 
@@ -48,3 +50,7 @@ def test_checkpoints_in_every_form(tmp_path: Path) -> None:
 def test_no_checkpoint_is_told(value: str | list[str], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         checkpoint_list(value)
+
+
+def test_outside_of_a_config_there_is_no_record_of_a_network() -> None:
+    assert network_record(object()) == {}

@@ -12,7 +12,6 @@ from typing import Any
 from mod_components.data.datalist import load_datalist, make_datalist, select
 from mod_components.data.layouts import read_folder
 from mod_components.data.prepare import (
-    DATALIST,
     SAMPLE,
     PreparedData,
     checked,
@@ -22,6 +21,7 @@ from mod_components.data.prepare import (
 )
 from mod_components.data.sample import best_flair_threshold
 from mod_components.errors import DataError, SettingsError
+from mod_components.files import DATALIST
 from mod_components.settings import checkpoint_list, flag
 
 __all__ = ["case_name", "prepare_evaluation"]
@@ -81,7 +81,7 @@ def prepare_evaluation(
     else:
         cases = _held_out(root, content, fold, datalist, path)
     layout, usable = checked(root, cases, flag(legacy_et), flag(skip_bad_cases))
-    cases = [case for case in cases if case["case"] in usable]
+    cases = [usable[case["case"]] for case in cases if case["case"] in usable]
     _refuse_overwriting(cases, output_dir)
     for member in checkpoints:
         _tell_what_was_seen(cases, Path(member).with_name(DATALIST))

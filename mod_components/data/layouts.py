@@ -14,7 +14,6 @@ from mod_components.data.decathlon import (
     decathlon_layout,
     decathlon_records,
     is_decathlon,
-    lone_labels,
 )
 from mod_components.data.records import (
     BRATS,
@@ -41,7 +40,6 @@ __all__ = [
     "Layout",
     "find_cases",
     "find_layout",
-    "lone_labels",
     "read_folder",
     "scan",
 ]

@@ -16,13 +16,13 @@ from mod_components.data.layouts import read_folder
 from mod_components.data.records import CaseRecord, Layout
 from mod_components.data.sample import make_sample
 from mod_components.errors import DataError
+from mod_components.files import DATALIST
 from mod_components.settings import flag
 
 __all__ = ["PreparedData", "prepare_training"]
 
 logger = logging.getLogger("mod_components.data")
 
-DATALIST = "datalist.json"
 # What a datalist says of one run; a run that takes its split over does not take these.
 _OF_A_RUN = ("left_out", "unlabelled_dir", "seen_unlabelled")
 SAMPLE = "embedded sample"
@@ -96,16 +96,17 @@ def prepare_training(
     root = full_path(dataset_dir)
     if source:
         content = load_datalist(source)
-        if resumed and datalist:
-            _refuse_another_split(content, written, datalist)
-        if not resumed:
+        if resumed:
+            _refuse_another_split(content, written, source)
+            content = load_datalist(written)
+        else:
             content = {key: value for key, value in content.items() if key not in _OF_A_RUN}
         if not root and content.get("name") != SAMPLE:
             raise DataError(
                 f"{source} splits {content['dataset_dir']}: give --dataset_dir that folder too."
             )
         if resumed:
-            fold = _fold_to_resume(fold, load_datalist(written), written)
+            fold = _fold_to_resume(fold, content, written)
         root = root or content["dataset_dir"]
     else:
         root = root or sample_folder("training")
@@ -114,9 +115,9 @@ def prepare_training(
     training, validation = select(content, fold, root)
     wanted = [case for case in training + validation if case["case"] not in left_out(content)]
     layout, usable = checked(root, wanted, legacy, skip)
-    gone = {case["case"] for case in training + validation} - usable
-    training = [case for case in training if case["case"] in usable]
-    validation = [case for case in validation if case["case"] in usable]
+    gone = {case["case"] for case in training + validation} - set(usable)
+    training = [usable[case["case"]] for case in training if case["case"] in usable]
+    validation = [usable[case["case"]] for case in validation if case["case"] in usable]
     if not training or not validation:
         raise DataError(f"no case of {root} is left to {'validate' if training else 'train'} on.")
     name = data_name(dataset_dir)
@@ -132,10 +133,14 @@ def prepare_training(
     unlabelled: list[dict[str, Any]] = []
     order: tuple[int, ...] = (0, 1, 2, 3)
     if unlabelled_dir is not None:
-        folder = full_path(unlabelled_dir) or content.get("unlabelled_dir", "")
+        before = str(content.get("unlabelled_dir", ""))
+        folder = full_path(unlabelled_dir) or before
+        known = set(content.get("seen_unlabelled", []))
         unlabelled, order = _unlabelled(folder, root, content, skip)
+        if folder == before:  # a resumed run goes on with the scans that it began with
+            unlabelled = [case for case in unlabelled if case["case"] in known]
         if unlabelled:
-            seen = {case["case"] for case in unlabelled} | set(content.get("seen_unlabelled", []))
+            seen = {case["case"] for case in unlabelled} | known
             content |= {"unlabelled_dir": folder, "seen_unlabelled": sorted(seen)}
     return PreparedData(
         name,
@@ -193,8 +198,8 @@ def _without_label(record: CaseRecord) -> dict[str, Any]:
 
 def checked(
     root: str, cases: Sequence[Mapping[str, Any]], legacy_et: bool, skip_bad: bool = False
-) -> tuple[Layout, set[str]]:
-    """Check the files of some cases of a folder.
+) -> tuple[Layout, dict[str, dict[str, Any]]]:
+    """Check the files of some labelled cases of a folder, as they lie there now.
 
     Args:
         root: the data set's folder.
@@ -203,10 +208,11 @@ def checked(
         skip_bad: leave bad cases out instead of refusing all.
 
     Returns:
-        The folder's layout and the ids of the cases that can be used.
+        The folder's layout, and by their ids the cases that can be used, with today's paths.
 
     Raises:
-        DataError: if a case is not there, or, unless bad ones are left out, has an error.
+        DataError: if a case is not there, or, unless bad ones are left out, has an error or no
+            label map any more.
     """
     layout, records = read_folder(root, legacy_et)
     wanted = {case["case"] for case in cases}
@@ -216,8 +222,14 @@ def checked(
             "folder that was split, or make a new datalist."
         )
     chosen = [record for record in records if record.case in wanted]
+    if bare := [record.case for record in chosen if not record.label]:
+        message = f"{root} has no label map of {', '.join(bare[:10])} any more"
+        if not skip_bad:
+            raise DataError(f"{message}: put it back, or leave the case out with --skip_bad_cases.")
+        logger.warning("%s: left out", message)
+        chosen = [record for record in chosen if record.label]
     usable, _ = usable_cases(chosen, layout, skip_bad=skip_bad)
-    return layout, {record.case for record in usable}
+    return layout, {record.case: record.as_case() for record in usable}
 
 
 def left_out(content: Mapping[str, Any]) -> set[str]:

@@ -101,12 +101,12 @@ def add_unlabelled(
     """
     if not cases:
         return dataset
-    transform = image_transform(dataset.transform, channel_order)
-    unlabelled = CacheDataset(list(cases), transform, cache_rate=cache_rate, num_workers=1)
     try:
         whole = int(str(ratio))
     except ValueError:
         raise SettingsError(f"unlabelled_ratio must be a whole number, got {ratio!r}.") from None
+    transform = image_transform(dataset.transform, channel_order)
+    unlabelled = CacheDataset(list(cases), transform, cache_rate=cache_rate, num_workers=1)
     return WithUnlabelled(dataset, unlabelled, whole)
 
 

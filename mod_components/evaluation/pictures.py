@@ -78,7 +78,8 @@ def draw_case(
         A matplotlib figure with an Agg canvas.
 
     Raises:
-        ValueError: if the shapes do not fit, or ``channels`` are not among the four.
+        ValueError: if the shapes do not fit, a mask is not binary where both are given, or
+            ``channels`` are not among the four.
     """
     _check(image, pred, label, channels)
     spacing = spacing_of(image, label, pred)

@@ -32,29 +32,27 @@ class Metric:
         key: name in tables; a case's column is ``<key>_<region in small letters>``.
         title: name to read.
         unit: unit of the values, "" where they have none.
-        higher_is_better: None where neither high nor low is good.
     """
 
     key: str
     title: str
     unit: str
-    higher_is_better: bool | None
 
 
 METRICS = (
-    Metric("dice", "Dice", "", True),
-    Metric("hd95", "HD95", "mm", False),
-    Metric("nsd", "Surface Dice at 1 mm", "", True),
-    Metric("sensitivity", "Sensitivity", "", True),
-    Metric("precision", "Precision", "", True),
-    Metric("volume_truth", "True volume", "mL", None),
-    Metric("volume_pred", "Predicted volume", "mL", None),
-    Metric("volume_error", "Volume error", "mL", None),
-    Metric("lesion_dice", "Lesion-wise Dice", "", True),
-    Metric("lesion_hd95", "Lesion-wise HD95", "mm", False),
-    Metric("lesions_truth", "True lesions", "", None),
-    Metric("lesions_found", "Lesions found", "", True),
-    Metric("lesions_false", "False lesions", "", False),
+    Metric("dice", "Dice", ""),
+    Metric("hd95", "HD95", "mm"),
+    Metric("nsd", "Surface Dice at 1 mm", ""),
+    Metric("sensitivity", "Sensitivity", ""),
+    Metric("precision", "Precision", ""),
+    Metric("volume_truth", "True volume", "mL"),
+    Metric("volume_pred", "Predicted volume", "mL"),
+    Metric("volume_error", "Volume error", "mL"),
+    Metric("lesion_dice", "Lesion-wise Dice", ""),
+    Metric("lesion_hd95", "Lesion-wise HD95", "mm"),
+    Metric("lesions_truth", "True lesions", ""),
+    Metric("lesions_found", "Lesions found", ""),
+    Metric("lesions_false", "False lesions", ""),
 )
 """All scores, in the order of the columns."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.filebasedimages import ImageFileError
 from tqdm import tqdm
 
-from mod_components.data import labels_to_regions, load_datalist, select
+from mod_components.data import labels_to_regions, load_datalist, read_folder, select
 from mod_components.errors import DataError, SettingsError
 from mod_components.evaluation.compare import read_scores
 from mod_components.evaluation.thresholds import (
@@ -24,12 +26,9 @@ from mod_components.evaluation.thresholds import (
     components,
     mean_dice,
 )
-from mod_components.files import file_digest, save_json
+from mod_components.files import DATALIST, POSTPROCESSING, file_digest, save_json
 
-__all__ = ["POSTPROCESSING", "refuse_own_cases", "table", "tune"]
-
-
-POSTPROCESSING = "postprocessing.json"
+__all__ = ["refuse_own_cases", "table", "tune"]
 
 
 def tune(
@@ -70,6 +69,7 @@ def tune(
             {name: case for cases in read if cases is not own for name, case in cases.items()}
         )
         content = {
+            "weights": file_digest(folder / "models" / "model.pt"),
             "single": single["thresholds"],
             "ensemble": ensemble["thresholds"],
             "chosen_on": {
@@ -102,7 +102,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def refuse_own_cases(checkpoints: Sequence[str], cases: Sequence[dict[str, Any]]) -> None:
-    """Refuse to judge thresholds on the cases that they were chosen on.
+    """Refuse to judge thresholds on the cases that they were chosen on, or of other weights.
 
     Args:
         checkpoints: those that are evaluated; the thresholds lie beside the first.
@@ -116,9 +116,12 @@ def refuse_own_cases(checkpoints: Sequence[str], cases: Sequence[dict[str, Any]]
     if not path.is_file():
         return  # who reads the thresholds says so
     try:
-        chosen = set(json.loads(path.read_text(encoding="utf-8"))["chosen_on"][which]["cases"])
+        content = json.loads(path.read_text(encoding="utf-8"))
+        chosen, weights = set(content["chosen_on"][which]["cases"]), content["weights"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} can't be read ({error}): make it again with tune.") from error
+    if weights != file_digest(checkpoints[0]):
+        raise DataError(f"{path} was not made for {checkpoints[0]} as it is: make it with tune.")
     if own := sorted(chosen & {case["case"] for case in cases}):
         raise DataError(
             f"{path}: its thresholds ({which}) were chosen on {len(own)} of these cases "
@@ -138,11 +141,9 @@ def _choice(cases: dict[str, Case]) -> dict[str, Any]:
 
 def _read_run(folder: Path, dataset_dir: str | os.PathLike[str]) -> dict[str, Case]:
     """Components of the held-out cases of one evaluated run, by case."""
-    if not (folder / "models" / "datalist.json").is_file():
-        raise DataError(
-            f"{folder} is not the folder of a trained run: models/datalist.json is missing."
-        )
-    datalist = load_datalist(folder / "models" / "datalist.json")
+    if not (folder / "models" / DATALIST).is_file():
+        raise DataError(f"{folder} is not the folder of a trained run: it has no models/{DATALIST}")
+    datalist = load_datalist(folder / "models" / DATALIST)
     fold = int(datalist.get("fold", -1))
     if fold == -1 and datalist["validation"]:
         raise DataError(
@@ -153,29 +154,39 @@ def _read_run(folder: Path, dataset_dir: str | os.PathLike[str]) -> dict[str, Ca
     scored = set(read_scores(folder / "eval"))
     codes = [datalist["codes"][name] for name in ("necrosis", "oedema", "enhancing")]
     found = {}
-    cases = select(datalist, fold, dataset_dir or None)[1]
-    for case in tqdm([c for c in cases if c["case"] in scored], desc=f"reading {folder.name}"):
-        path = folder / "eval" / f"{case['case']}_seg.nii.gz"
-        pred, _ = _read(path, codes, case["case"])
-        truth, voxel = _read(case["label"], codes, case["case"])
+    labels = _labels(dataset_dir or datalist["dataset_dir"])
+    names = [case["case"] for case in select(datalist, fold)[1] if case["case"] in scored]
+    for name in tqdm(names, desc=f"reading {folder.name}"):
+        path = folder / "eval" / f"{name}_seg.nii.gz"
+        if name not in labels:
+            raise DataError(f"{name}: its label map is gone; give --dataset_dir if it has moved.")
+        pred, _ = _read(path, codes, f"{name}: evaluate the run again, with its label maps")
+        truth, voxel = _read(labels[name], codes, f"{name}: copy the label map again")
         if pred.shape != truth.shape:
-            raise DataError(f"{case['case']}: {path} is not on the grid of {case['label']}.")
-        found[case["case"]] = components(pred, truth, voxel)
+            raise DataError(f"{name}: {path} is not on the grid of {labels[name]}.")
+        found[name] = components(pred, truth, voxel)
     if not found:
         raise DataError(f"{folder / 'eval'} has no held-out case of the run: evaluate it first.")
     return found
 
 
-def _read(path: str | Path, codes: Sequence[int], case: str) -> tuple[np.ndarray, float]:
+def _labels(dataset_dir: str | os.PathLike[str]) -> dict[str, str]:
+    """Paths of the label maps that a folder has now, by case."""
+    try:
+        records = read_folder(dataset_dir)[1]
+    except DataError as error:
+        raise DataError(f"{error} If the data have moved, give --dataset_dir.") from error
+    return {record.case: record.label for record in records if record.label}
+
+
+def _read(path: str | Path, codes: Sequence[int], mend: str) -> tuple[np.ndarray, float]:
     """Regions (3, D, H, W) of a label map, and the volume of its voxels in mm³."""
     try:
         image: Any = nib.load(path)
-        labels = torch.from_numpy(np.asarray(image.dataobj).astype(np.int64))[None]
-    except (OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
-        raise DataError(
-            f"{case}: {path} can't be read ({error}): evaluate the run again, with its label maps, "
-            "and give --dataset_dir if the data have moved."
-        ) from error
+        # as training reads it: a stored slope may leave 0.99999998 for 1
+        labels = torch.from_numpy(np.asarray(image.dataobj).astype(np.float32))[None]
+    except (OSError, EOFError, zlib.error, ValueError, ImageFileError) as error:
+        raise DataError(f"{path} can't be read ({error}). {mend}.") from error
     voxel = abs(float(np.linalg.det(image.affine[:3, :3])))
     return labels_to_regions(labels, codes).numpy(), voxel
 

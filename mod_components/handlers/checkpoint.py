@@ -20,7 +20,7 @@ from torch import nn
 
 import mod_components
 from mod_components.errors import CheckpointError
-from mod_components.files import save_json, save_tensors
+from mod_components.files import DATALIST, POSTPROCESSING, save_json, save_tensors
 from mod_components.networks import plain_module
 from mod_components.settings import flag
 
@@ -29,8 +29,7 @@ __all__ = ["Checkpoint", "check_fit", "load_weights"]
 logger = logging.getLogger("mod_components.checkpoint")
 
 MODEL, LAST, REPORT, PREVIOUS = "model.pt", "last.pt", "training.json", "previous"
-DATALIST = "datalist.json"
-RUN_FILES = (MODEL, "model_ema.pt", LAST, REPORT, DATALIST, "postprocessing.json")
+RUN_FILES = (MODEL, "model_ema.pt", LAST, REPORT, DATALIST, POSTPROCESSING)
 
 
 class Checkpoint:

@@ -100,7 +100,7 @@ class HTMLReport:
             return  # without a case EvaluationReport has said so
         worst = sorted(drawn, key=lambda case: (drawn[case][0], case))[: self.pictures]
         path = write_html(self.output_dir, {case: drawn[case][1] for case in worst}, self.title)
-        logger.info("report with pictures of the %d worst cases: %s", len(worst), path)
+        logger.info("report with %d pictures of the worst cases: %s", len(worst), path)
 
 
 def _gather(seen: int, drawn: dict[str, Drawn]) -> tuple[int, dict[str, Drawn]]:

@@ -49,7 +49,7 @@ class EvaluationReport:
     def __init__(
         self,
         output_dir: str | os.PathLike[str],
-        notes: Mapping[str, str | float] | None = None,
+        notes: Mapping[str, str | float | bool] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.notes = dict(notes or {})

@@ -134,8 +134,6 @@ def _values(name: str, row: dict[str, Any]) -> dict[str, Any]:
             key: f"$@trained.get('{key}', {value!r})" for key, value in settings.items()
         },
         "network_references": {key: f"@{key}" for key in settings},
-        # written to training.json, so that any bundle can build the network of a checkpoint
-        "network_facts": {key.strip("_"): f"@network_def#{key}" for key in row["network_def"]},
         "ensemble": json.loads(_source("templates/ensemble.json")),
         **_texts(row),
     }

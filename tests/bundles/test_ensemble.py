@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mod_components.data import find_cases, make_datalist, save_datalist
 from mod_components.errors import UserError
 from mod_components.evaluation.thresholds import Thresholds
+from mod_components.files import file_digest
 from mod_components.release import backbones
 from tests.backbones import build_network, small_settings
 from tests.bundles.conftest import REPOSITORY, run_bundle
@@ -176,6 +177,9 @@ def test_post_processing_without_thresholds_is_told(config: str, tmp_path: Path)
     path, _ = write_checkpoint(tmp_path / "a", "unetr", seed=1)
     workflow = open_config("unetr", config, str(path), postprocess=True)
     message = refusal(workflow, "thresholds")
+    (path.parent / "postprocessing.json").write_text('{"single": {"min_component_mm3": {}}}')
+    workflow = open_config("unetr", config, str(path), postprocess=True)
+    assert "postprocessing.json can't be used" in refusal(workflow, "thresholds")
     assert "postprocessing.json can't be used; choose thresholds first" in message
 
 
@@ -235,6 +239,7 @@ def test_evaluation_of_folds(small_sample: Path, tmp_path: Path) -> None:
         content = {
             "ensemble": Thresholds({"TC": 0, "WT": 100, "ET": 0}, 0).as_dict(),
             "chosen_on": {"ensemble": {"cases": ["Sample_001", "Sample_002", "Sample_003"]}},
+            "weights": file_digest(path),
         }
         (path.parent / "postprocessing.json").write_text(json.dumps(content))
     done = run_bundle(

@@ -20,7 +20,8 @@ from mod_components.data import (
     find_layout,
     scan,
 )
-from mod_components.data.layouts import FolderError, lone_labels
+from mod_components.data.decathlon import lone_labels
+from mod_components.data.records import FolderError
 from tests.data.checks.spoil import forbid
 from tests.data.folders import NEW, OLD, TASK01, write_case, write_task01
 

@@ -220,3 +220,60 @@ def test_a_run_is_not_resumed_with_another_split(data: Path, tmp_path: Path) -> 
 def test_a_folder_of_scans_that_is_not_there(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--unlabelled_dir: Data folder .* does not exist"):
         prepare_training(str(data), ckpt_dir=str(tmp_path), unlabelled_dir=str(tmp_path / "no"))
+
+
+def test_a_resumed_run_keeps_its_own_record_though_a_datalist_is_given(
+    data: Path, tmp_path: Path
+) -> None:
+    """The command of the training again, with --resume true."""
+    write_case(tmp_path / "One" / "One", "One", codes=None)
+    first = prepare_training(
+        str(data), ckpt_dir=str(tmp_path / "a"), unlabelled_dir=str(tmp_path / "One")
+    )
+    save_datalist(first.datalist, tmp_path / "a" / "datalist.json")
+    options = {
+        "datalist": str(tmp_path / "a" / "datalist.json"),
+        "ckpt_dir": str(tmp_path / "b"),
+        "skip_bad_cases": True,
+    }
+    broken = data / "Case_04" / "Case_04_t1.nii.gz"
+    content = broken.read_bytes()
+    broken.write_bytes(b"")
+    second = prepare_training(str(data), **options)
+    save_datalist(second.datalist, tmp_path / "b" / "datalist.json")
+    broken.write_bytes(content)
+    resumed = prepare_training(str(data), **options, resume=True)
+    assert resumed.unlabelled == []
+    assert resumed.datalist["left_out"] == ["Case_04"]
+    assert ids(resumed.training) == ids(second.training)
+
+
+def test_a_resumed_run_goes_on_with_the_scans_that_it_began_with(
+    data: Path, tmp_path: Path
+) -> None:
+    models, scans = tmp_path / "models", tmp_path / "scans"
+    for name in ("One", "Two"):
+        write_case(scans / name, name, codes=None)
+    options = {"ckpt_dir": str(models), "unlabelled_dir": str(scans)}
+    save_datalist(prepare_training(str(data), **options).datalist, models / "datalist.json")
+    write_case(scans / "Three", "Three", codes=None)
+    resumed = prepare_training(str(data), **options, resume=True)
+    assert ids(resumed.unlabelled) == {"One", "Two"}
+
+
+def test_files_are_taken_where_they_lie_now(data: Path, tmp_path: Path) -> None:
+    """And a label map that is gone is told before a training begins."""
+    save_datalist(prepare_training(str(data), ckpt_dir="x").datalist, tmp_path / "list.json")
+    options = {"ckpt_dir": str(tmp_path), "datalist": str(tmp_path / "list.json")}
+    moved = data / "HGG" / "Case_03"
+    moved.parent.mkdir()
+    (data / "Case_03").rename(moved)
+    prepared = prepare_training(str(data), **options)
+    case = next(c for c in prepared.training + prepared.validation if c["case"] == "Case_03")
+    assert Path(case["label"]).parent == moved
+    assert all(Path(path).is_file() for path in [*case["image"], case["label"]])
+    (moved / "Case_03_seg.nii.gz").unlink()
+    with pytest.raises(DataError, match="no label map of Case_03 any more"):
+        prepare_training(str(data), **options)
+    left = prepare_training(str(data), **options, skip_bad_cases=True)
+    assert "Case_03" not in ids(left.training) | ids(left.validation)

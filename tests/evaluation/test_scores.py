@@ -30,8 +30,8 @@ def test_the_metrics_and_their_order() -> None:
         *("volume_truth", "volume_pred", "volume_error"),
         *("lesion_dice", "lesion_hd95", "lesions_truth", "lesions_found", "lesions_false"),
     ]
-    better = {metric.key: metric.higher_is_better for metric in METRICS}
-    assert (better["dice"], better["hd95"], better["volume_error"]) == (True, False, None)
+    units = {metric.key: metric.unit for metric in METRICS}
+    assert (units["dice"], units["hd95"], units["volume_error"]) == ("", "mm", "mL")
 
 
 @pytest.mark.parametrize("channel", [0, 6, 12])  # away from, at and across the border

@@ -96,7 +96,7 @@ def test_a_missing_prediction_names_the_case(tmp_path: Path) -> None:
     path = next((runs[2] / "eval").glob("*_seg.nii.gz"))
     path.unlink()
     with pytest.raises(
-        DataError, match=rf"Case_.: .*{path.name} can't be read .*evaluate the run again"
+        DataError, match=rf"{path.name} can't be read .*Case_.: evaluate the run again"
     ):
         tune(runs)
 
@@ -127,7 +127,7 @@ def test_an_evaluation_of_other_weights_is_refused(tmp_path: Path) -> None:
 def test_data_that_have_moved_and_folders_that_are_no_runs(tmp_path: Path) -> None:
     runs = make_runs(tmp_path)
     (tmp_path / "data").rename(tmp_path / "moved")
-    with pytest.raises(DataError, match=r"Case_.*can't be read.*--dataset_dir"):
+    with pytest.raises(DataError, match=r"does not exist.*--dataset_dir"):
         tune(runs)
     assert len(tune(runs, tmp_path / "moved")["ensemble"]["cases"]) == 6
     with pytest.raises(DataError, match="nowhere is not the folder of a trained run"):
@@ -145,3 +145,23 @@ def test_thresholds_are_not_judged_on_their_own_cases(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"thresholds \(single\) were chosen on 2 of these"):
         refuse_own_cases(models[1:2], own)
     refuse_own_cases(models, [{"case": "New"}])
+    Path(models[0]).write_bytes(b"trained again")
+    with pytest.raises(DataError, match=r"was not made for .*model.pt as it is"):
+        refuse_own_cases(models, [{"case": "New"}])
+
+
+def test_label_maps_with_a_slope_and_cut_short(tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, specks=(False, False, False))
+    for path in (tmp_path / "data").rglob("*_seg.nii.gz"):
+        image = nib.load(path)
+        codes = np.asarray(image.dataobj)
+        scaled = nib.Nifti1Image(codes * np.uint8(25), np.eye(4))
+        scaled.header.set_slope_inter(1 / 25, 0)
+        nib.save(scaled, path)
+        read = nib.load(path).get_fdata()
+        assert np.allclose(read, codes, atol=1e-6)
+    assert set(tune(runs)["ensemble"]["dice_before"].values()) == {1.0}
+    path = next((runs[0] / "eval").glob("*_seg.nii.gz"))
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError, match=rf"{path.name} can't be read"):
+        tune(runs)
