@@ -57,7 +57,7 @@ class Commands:
             workers: cases read at a time; by default one a core, and 8 at most.
             legacy_et: as for training.
         """
-        from mod_components.data import check_folder
+        from mod_components.data.checks import check_folder, table
 
         folder, json = _behind_a_switch(folder, json)
         folder, fast = _behind_a_switch(folder, fast)
@@ -70,7 +70,7 @@ class Commands:
             fast=flag(fast),
             workers=_count("workers", workers) or None,
         )
-        print(result.table() if as_text else as_json.dumps(result.as_dict(), indent=4))
+        print(table(result) if as_text else as_json.dumps(result.as_dict(), indent=4))
         sys.exit(result.exit_code)
 
     def view(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 ERROR, WARNING = "error", "warning"
@@ -30,3 +31,9 @@ class Problem:
     def __str__(self) -> str:
         head = f"{self.case}: " if self.case else ""
         return f"{head}{self.file}: {self.message} ({self.mend})"
+
+
+def relative(path: str, folder: str) -> str:
+    """A path below the folder without it, "." for the folder itself; another path as it is."""
+    short = os.path.relpath(path, folder)
+    return path if short.startswith("..") else short

@@ -9,9 +9,8 @@ from typing import Any
 
 from mod_components.data.checks.facts import CaseFacts
 from mod_components.data.checks.folder import folder_problem, folder_problems
-from mod_components.data.checks.problem import ERROR, Problem
+from mod_components.data.checks.problem import ERROR, Problem, relative
 from mod_components.data.checks.run import examine
-from mod_components.data.checks.table import relative, table
 from mod_components.data.layouts import read_folder
 from mod_components.errors import DataError
 
@@ -42,10 +41,6 @@ class CheckResult:
     def exit_code(self) -> int:
         """1 when there is any error, else 0."""
         return int(bool(self.errors))
-
-    def table(self) -> str:
-        """A text for the console: the data set, its cases and its problems."""
-        return table(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything in plain types, for JSON; files are relative to the folder."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
 from collections import Counter
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mod_components.data.checks.facts import CaseFacts
 from mod_components.data.checks.folder import counted, spacing_text
-from mod_components.data.checks.problem import ERROR, Problem
+from mod_components.data.checks.problem import ERROR, Problem, relative
 
 if TYPE_CHECKING:
     from mod_components.data.checks.report import CheckResult
@@ -33,12 +32,6 @@ def table(result: CheckResult) -> str:
     lines = [*_head(result), "", *_case_table(result), *_problem_list(result)]
     # a file's name may hold bytes that are no UTF-8, which a console refuses
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def relative(path: str, folder: str) -> str:
-    """A path below the folder without it, "." for the folder itself; another path as it is."""
-    short = os.path.relpath(path, folder)
-    return path if short.startswith("..") else short
 
 
 def _head(result: CheckResult) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mod_components.data.checks import check_folder
+from mod_components.data.checks import check_folder, table
 from tests.data.checks.spoil import (
     CASE,
     all_ras,
@@ -126,7 +126,7 @@ def test_damage_to_the_folder(
     assert problem.file in (str(root), str(root / "splits.json"))
     assert mend in problem.mend
     assert result.exit_code == (severity == "error")
-    assert kind in result.table()
+    assert kind in table(result)
 
 
 def test_a_folder_that_cannot_be_read(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mod_components.data.checks import check_folder
+from mod_components.data.checks import check_folder, table
 from tests.data.checks.spoil import at, set_affine
 from tests.data.folders import SHAPE, write_case, write_cases, write_task01, write_volume
 
@@ -46,7 +46,7 @@ def test_facts_of_every_case(tmp_path: Path) -> None:
 def test_table(sample: Path, tmp_path: Path) -> None:
     root = shutil.copytree(sample, tmp_path / "data")
     (root / "Sample_002" / "Sample_002_t1.nii.gz").write_bytes(b"")
-    lines = check_folder(root, progress=False).table().splitlines()
+    lines = table(check_folder(root, progress=False)).splitlines()
     text = "\n".join(lines)
     assert max(map(len, lines)) <= 120
     assert "cases         3 (3 with a label map)" in lines
@@ -64,7 +64,7 @@ def test_table(sample: Path, tmp_path: Path) -> None:
 def test_many_cases_are_counted_and_only_bad_ones_listed(tmp_path: Path) -> None:
     cases = write_cases(tmp_path, 51)
     (tmp_path / cases[7] / f"{cases[7]}_t1.nii.gz").write_bytes(b"")
-    text = check_folder(tmp_path, fast=True, progress=False).table()
+    text = table(check_folder(tmp_path, fast=True, progress=False))
     assert f"\n{cases[7]} " in text
     assert f"\n{cases[8]} " not in text
     assert "50 other cases without problems" in text
@@ -83,7 +83,7 @@ def test_problems_that_many_cases_have_alike_are_one_entry(tmp_path: Path) -> No
         at(tmp_path, "t1", case).write_bytes(b"")
     result = check_folder(tmp_path, fast=True, progress=False)
     assert len(result.as_dict()["problems"]) == len(result.problems) == 90 + 9 + 1
-    lines = result.table().splitlines()
+    lines = table(result).splitlines()
     (entry,) = [line for line in lines if line.startswith("error   misaligned")]
     first = os.path.join(cases[0], f"{cases[0]}_t2.nii.gz")
     assert entry == f"error   misaligned: 90 cases, the first of them {cases[0]}, {first}"
@@ -103,7 +103,7 @@ def test_problems_that_differ_in_words_stay_apart(tmp_path: Path) -> None:
     cases = write_cases(tmp_path, 16)
     for index, case in enumerate(cases):
         at(tmp_path, "t1" if index % 2 else "t2", case).unlink()
-    lines = check_folder(tmp_path, fast=True, progress=False).table().splitlines()
+    lines = table(check_folder(tmp_path, fast=True, progress=False)).splitlines()
     assert sum(line.startswith("error   missing-modality") for line in lines) == 16
 
 
@@ -133,7 +133,7 @@ def test_fast_reads_no_image(sample: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     result = check_folder(root, fast=True, progress=False)
     assert result.problems == ()
-    assert "headers and label maps only" in result.table()
+    assert "headers and label maps only" in table(result)
     assert [p.kind for p in check_folder(root, progress=False).problems] == ["truncated"]
 
 
@@ -159,7 +159,7 @@ def test_names_that_are_no_text(sample: Path, tmp_path: Path) -> None:
     (folder / f"{name}_t1.nii.gz").write_bytes(b"")
     result = check_folder(tmp_path, progress=False)
     assert [p.kind for p in result.problems] == ["empty-file"]
-    result.table().encode("utf-8")
+    table(result).encode("utf-8")
     json.dumps(result.as_dict()).encode("utf-8")
 
 
