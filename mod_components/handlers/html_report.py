@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
-import torch.distributed
 from ignite.engine import Engine, Events
 
 from mod_components.evaluation.html import TITLE, write_html
 from mod_components.evaluation.pictures import draw_case, picture_bytes, to_lps
+from mod_components.handlers.cases import decollated, gather_by_case
 from mod_components.metrics import dice
 
 __all__ = ["HTMLReport"]
@@ -55,7 +55,7 @@ class HTMLReport:
         self.pictures = pictures
         self.title = title
         self._worst: dict[str, Drawn] = {}
-        self._seen = 0
+        self._scores: dict[str, float] = {}
 
     def attach(self, engine: Engine) -> None:
         """
@@ -67,22 +67,21 @@ class HTMLReport:
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def _started(self, engine: Engine) -> None:
-        self._worst, self._seen = {}, 0
+        self._worst, self._scores = {}, {}
 
     def _iteration_completed(self, engine: Engine) -> None:
-        batch, output = engine.state.batch, engine.state.output
-        if not isinstance(batch, list) or not isinstance(output, list):
-            raise TypeError("HTMLReport needs an evaluator with decollate=True.")
-        for data, item in zip(batch, output, strict=True):
+        for data, item in decollated(engine, "HTMLReport"):
             if "case" not in data:
                 raise KeyError("HTMLReport needs each case's id under 'case' in the batch.")
-            self._seen += 1
             self._consider(str(data["case"]), item)
 
-    def _consider(self, case: str, item: dict[str, Any]) -> None:
+    def _consider(self, case: str, item: Mapping[str, Any]) -> None:
         """Draw a case if it is among the worst so far."""
         score = float(dice(item["pred"], item["label"]).mean())
-        if case in self._worst or not self.pictures:
+        if case in self._scores:  # a sampler has dealt it out twice
+            return
+        self._scores[case] = score
+        if not self.pictures:
             return
         if len(self._worst) == self.pictures:
             best = max(self._worst, key=lambda name: (self._worst[name][0], name))
@@ -94,22 +93,10 @@ class HTMLReport:
         self._worst[case] = (score, picture_bytes(figure, "jpeg", _DPI))
 
     def _completed(self, engine: Engine) -> None:
-        seen, drawn = _gather(self._seen, self._worst)
+        seen, drawn = gather_by_case(self._scores), gather_by_case(self._worst)
         self._worst = {}
         if idist.get_rank() != 0 or not seen:
             return  # without a case EvaluationReport has said so
         worst = sorted(drawn, key=lambda case: (drawn[case][0], case))[: self.pictures]
         path = write_html(self.output_dir, {case: drawn[case][1] for case in worst}, self.title)
         logger.info("report with %d pictures of the worst cases: %s", len(worst), path)
-
-
-def _gather(seen: int, drawn: dict[str, Drawn]) -> tuple[int, dict[str, Drawn]]:
-    """Number of cases and all pictures of all processes, each case once."""
-    everyone: list[Any] = [(seen, drawn)]
-    if idist.get_world_size() > 1:
-        everyone = [None] * idist.get_world_size()
-        torch.distributed.all_gather_object(everyone, (seen, drawn))
-    merged: dict[str, Drawn] = {}
-    for _, part in everyone:
-        merged = {**part, **merged}
-    return sum(number for number, _ in everyone), merged

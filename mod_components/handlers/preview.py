@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 
 from mod_components.evaluation.pictures import draw_case, picture_bytes
 from mod_components.files import write_atomically
+from mod_components.handlers.cases import decollated
 
 __all__ = ["Preview"]
 
@@ -67,10 +68,7 @@ class Preview:
     def _iteration_completed(self, engine: Engine) -> None:
         if len(self._drawn) >= self.max_cases or idist.get_rank() != 0:
             return
-        batch, output = engine.state.batch, engine.state.output
-        if not isinstance(batch, list) or not isinstance(output, list):
-            raise TypeError("Preview needs an evaluator with decollate=True.")
-        for data, item in zip(batch, output, strict=True):
+        for data, item in decollated(engine, "Preview"):
             self._seen += 1
             case = str(data.get("case", f"case {self._seen}"))
             wanted = self.case in (None, case) and case not in self._drawn

@@ -11,13 +11,13 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-import torch.distributed
 from ignite.engine import Engine, Events
 
 from mod_components.evaluation.results import note_text
 from mod_components.evaluation.scores import score_case
 from mod_components.evaluation.summary import summarise, table
 from mod_components.files import save_json
+from mod_components.handlers.cases import decollated, gather_by_case
 from mod_components.handlers.tables import write_csv
 from mod_components.metrics import REGIONS, spacing_of
 
@@ -68,17 +68,14 @@ class EvaluationReport:
         self._rows = {}
 
     def _iteration_completed(self, engine: Engine) -> None:
-        batch, output = engine.state.batch, engine.state.output
-        if not isinstance(batch, list) or not isinstance(output, list):
-            raise TypeError("EvaluationReport needs an evaluator with decollate=True.")
-        for case, item in zip(batch, output, strict=True):
+        for case, item in decollated(engine, "EvaluationReport"):
             if "case" not in case:
                 raise KeyError("EvaluationReport needs each case's id under 'case' in the batch.")
             row = _score(str(case["case"]), item["pred"], item["label"])
             self._rows.setdefault(row["case"], row)
 
     def _completed(self, engine: Engine) -> None:
-        rows = _gather(self._rows)
+        rows = list(gather_by_case(self._rows).values())
         if idist.get_rank() != 0:
             return
         if not rows:
@@ -112,18 +109,6 @@ def _score(case: str, pred: torch.Tensor, label: torch.Tensor) -> Row:
                 f"{name} of {case} must be ({len(REGIONS)}, D, H, W), got {tuple(mask.shape)}."
             )
     return {"case": case, **score_case(pred, label, spacing_of(label, pred))}
-
-
-def _gather(rows: dict[str, Row]) -> list[Row]:
-    """The rows of all processes by case, each case once."""
-    everyone: list[Any] = [rows]
-    if idist.get_world_size() > 1:
-        everyone = [None] * idist.get_world_size()
-        torch.distributed.all_gather_object(everyone, rows)
-    merged: dict[str, Row] = {}
-    for part in everyone:
-        merged = {**part, **merged}
-    return [merged[case] for case in sorted(merged)]
 
 
 def _without_nan(row: Mapping[str, Any]) -> Row:
