@@ -9,9 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mod_components import __version__
 from mod_components.errors import SettingsError
 
-__all__ = ["backbones", "render", "render_bundle"]
+__all__ = ["PACKAGE", "backbones", "render", "render_bundle"]
+
+PACKAGE = "mod_components"
 
 BUNDLE_ROOT = (
     # the configs' folder of the workflow that evaluates this, wherever it was started; MONAI's
@@ -20,6 +23,11 @@ BUNDLE_ROOT = (
     "(f.frame.f_locals.get('self') for f in inspect.stack(0)) "
     "if 'config_root_path' in getattr(w, '__dict__', {})), '.')"
 )
+ON_PATH = (  # a bundle's own package, wherever the bundle is used from
+    "$[sys.path.append(folder) for folder in (str(@bundle_root), "
+    + BUNDLE_ROOT.removeprefix("$")
+    + ") if folder not in sys.path and os.path.isdir(os.path.join(folder, '{package}'))]"
+).replace("{}", "{{}}")
 CONFIGS = ("train", "baseline", "multi_gpu_train", "evaluate", "inference", "metadata")
 TEXTS = ("configs/logging.conf", "docs/README.md", "docs/data_license.txt")
 ROW = [
@@ -63,12 +71,21 @@ def backbones(path: str | Path | None = None) -> dict[str, dict[str, Any]]:
     return table
 
 
-def render_bundle(name: str, table: Mapping[str, dict[str, Any]] | None = None) -> dict[str, str]:
+def render_bundle(
+    name: str,
+    table: Mapping[str, dict[str, Any]] | None = None,
+    *,
+    package: str = PACKAGE,
+    values: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
     """Render one bundle.
 
     Args:
         name: short name of a backbone, such as ``"swinunetr"``.
         table: rows by short name; the package's own by default.
+        package: the package that the configs name. Another one than ours is looked for in the
+            bundle's own folder: a packed bundle brings its code along.
+        values: words and values in place of the renderer's own, by placeholder.
 
     Returns:
         File contents by path inside the bundle.
@@ -79,14 +96,15 @@ def render_bundle(name: str, table: Mapping[str, dict[str, Any]] | None = None) 
     table = backbones() if table is None else table
     if name not in table:
         raise SettingsError(f"no backbone {name!r} in the table; it has {', '.join(table)}.")
-    values = _values(name, table[name])
+    filling = {**_values(name, table[name], package), **(values or {})}
     files = {"LICENSE": _source("templates/LICENSE")}
     for config in CONFIGS:
         path = f"configs/{config}.json"
-        filled = _fill(json.loads(_source(f"templates/{path}")), values)
+        filled = _fill(json.loads(_source(f"templates/{path}")), filling)
+        filled = _with_package(filled, package)
         files[path] = json.dumps(filled, indent=4, ensure_ascii=False) + "\n"
     for path in TEXTS:
-        files[path] = _fill_text(_source(f"templates/{path}"), values)
+        files[path] = _fill_text(_source(f"templates/{path}"), filling)
     return files
 
 
@@ -120,12 +138,13 @@ def render(
     return changed
 
 
-def _values(name: str, row: dict[str, Any]) -> dict[str, Any]:
+def _values(name: str, row: dict[str, Any], package: str) -> dict[str, Any]:
     settings = row["network_settings"]
     release = json.loads(_source("release.json"))
     return {
         **row,
         **release,
+        "version": __version__,
         "references": [*row["references"], release["method_reference"]],
         "name": f"{name}_mod",
         "bundle_root": BUNDLE_ROOT,
@@ -135,6 +154,18 @@ def _values(name: str, row: dict[str, Any]) -> dict[str, Any]:
         },
         "network_references": {key: f"@{key}" for key in settings},
         "ensemble": json.loads(_source("templates/ensemble.json")),
+        "code": {
+            "module": "$importlib.import_module",
+            "code": f"$lambda name: @module('{package}.' + name)"
+            if package == PACKAGE
+            else f"$lambda name: (@on_path, @module('{package}.' + name))[1]",
+        },
+        "on_path": {} if package == PACKAGE else {"on_path": ON_PATH.format(package=package)},
+        "description": f"{row['title']} for 3D segmentation of brain tumour subregions in four MRI "
+        "modalities, trained with MOD (Online Tokenizer, Dense Predictor, EMA teacher), which "
+        "leaves no trace in the trained network",
+        "data_source": "https://www.synapse.org/brats",
+        "eval_metrics": {},
         **_texts(row),
     }
 
@@ -173,6 +204,23 @@ def _fill(node: Any, values: dict[str, Any]) -> Any:
         whole = re.fullmatch(r"<([a-z_]+)>", node)
         return _value(whole[1], values) if whole else _fill_text(node, values)
     return node
+
+
+def _with_package(node: Any, package: str) -> Any:
+    """Name another package than ours, which each of its components looks for on the path."""
+    if package == PACKAGE:
+        return node
+    if isinstance(node, list):
+        return [_with_package(item, package) for item in node]
+    if not isinstance(node, dict):
+        return node
+    changed = {}
+    for key, value in node.items():
+        changed[key] = _with_package(value, package)
+        if key == "_target_" and str(value).startswith(f"{PACKAGE}."):
+            changed[key] = package + value.removeprefix(PACKAGE)
+            changed["_requires_"] = "@on_path"
+    return changed
 
 
 def _fill_text(text: str, values: dict[str, Any]) -> str:

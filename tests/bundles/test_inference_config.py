@@ -45,12 +45,13 @@ def test_brats_folders(tmp_path: Path) -> None:
     write_case(tmp_path / "old" / "LGG" / "B_2", "B_2", codes=None, extension=".nii")
     write_case(tmp_path / "new" / "C-3", "C-3", suffixes=NEW, separator="-", codes=(1, 2, 3))
     for name, codes in (("old", [1, 2, 4]), ("new", [1, 2, 3])):
-        datalist, label_codes, order = parsed(
-            tmp_path / name, "datalist", "label_codes", "channel_order"
+        datalist, label_codes, order_of = parsed(
+            tmp_path / name, "datalist", "label_codes", "order_of"
         )
         found = [{"case": c["case"], "image": c["image"]} for c in find_cases(tmp_path / name)]
         assert datalist == found
-        assert (label_codes, order) == (codes, [0, 1, 2, 3])
+        assert label_codes == codes
+        assert order_of(datalist[0]["image"]) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -65,11 +66,11 @@ def test_brats_folders(tmp_path: Path) -> None:
 )
 def test_decathlon_folder(modality: dict[str, str], labels: dict[str, str], tmp_path: Path) -> None:
     folder = write_task(tmp_path / "Task01", modality, labels)
-    datalist, codes, order = parsed(folder, "datalist", "label_codes", "channel_order")
+    datalist, codes, order_of = parsed(folder, "datalist", "label_codes", "order_of")
     layout = find_layout(folder)
     assert [c["case"] for c in datalist] == ["BRATS_001", "BRATS_002"]
     assert codes == layout.label_codes
-    assert order == list(layout.channel_order)
+    assert order_of(datalist[0]["image"]) == list(layout.channel_order)
 
 
 def test_what_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
