@@ -17,6 +17,8 @@ __all__ = [
     "check_training_settings",
     "checkpoint_list",
     "flag",
+    "listed_cases",
+    "loads_weights",
     "network_record",
     "trained_settings",
 ]
@@ -118,11 +120,8 @@ def network_record(network: Any) -> dict[str, Any]:
     Returns:
         The class under ``target`` and the arguments by name; empty where one of them is not plain.
     """
-    from monai.bundle import ConfigParser  # late: most that is here needs no MONAI
-
     del network
-    owners = (frame.frame.f_locals.get("self") for frame in inspect.stack(0))
-    parser = next((owner for owner in owners if isinstance(owner, ConfigParser)), None)
+    parser = _config()
     if parser is None:
         return {}
     keys = [key for key in parser["network_def"] if key == "_target_" or not key.startswith("_")]
@@ -131,6 +130,39 @@ def network_record(network: Any) -> dict[str, Any]:
         return dict(json.loads(json.dumps(record)))
     except TypeError:
         return {}
+
+
+def listed_cases() -> dict[str, list[Any]] | None:
+    """Cases that another program has written into the config that is being evaluated.
+
+    MONAI Label puts lists in place of ``train#dataset#data`` and ``validate#dataset#data``.
+
+    Returns:
+        The lists under "training" and "validation", or None where the config is as it was.
+    """
+    parser = _config()
+    if parser is None or not isinstance(parser["train#dataset#data"], list):
+        return None
+    validation = parser["validate#dataset#data"]
+    return {
+        "training": parser["train#dataset#data"],
+        "validation": validation if isinstance(validation, list) else [],
+    }
+
+
+def loads_weights() -> bool:
+    """Whether another program has added a loader of weights to the config's training handlers."""
+    parser = _config()
+    handlers = [] if parser is None else parser["train#handlers"]
+    return any(handler.get("_target_") == "CheckpointLoader" for handler in handlers)
+
+
+def _config() -> Any:
+    """The ``ConfigParser`` that is evaluating the expression that called; None without one."""
+    from monai.bundle import ConfigParser  # late: most that is here needs no MONAI
+
+    owners = (frame.frame.f_locals.get("self") for frame in inspect.stack(0))
+    return next((owner for owner in owners if isinstance(owner, ConfigParser)), None)
 
 
 def check_training_settings(

@@ -23,6 +23,7 @@ from mod_components.data.layouts import (
     read_folder,
     scan,
 )
+from mod_components.data.listed import FindModalitiesd
 from mod_components.data.prepare import PreparedData, prepare_training
 from mod_components.data.sample import best_flair_threshold, make_sample
 from mod_components.data.transforms import (
@@ -44,6 +45,7 @@ __all__ = [
     "CaseRecord",
     "CheckResult",
     "DataError",
+    "FindModalitiesd",
     "LabelsToRegionsd",
     "Layout",
     "NestRegionsd",

@@ -41,6 +41,7 @@ __all__ = [
     "find_cases",
     "find_layout",
     "read_folder",
+    "record_beside",
     "scan",
 ]
 
@@ -113,6 +114,23 @@ def read_folder(
         raise FolderError("mixed-layouts", message, "Give the folder of one of them")
     name = next(iter(names), BRATS)
     return Layout(name, codes=dict(CODES[name])), records
+
+
+def record_beside(path: str | os.PathLike[str]) -> CaseRecord | None:
+    """The case that a file named after a modality belongs to, with the files beside it.
+
+    Args:
+        path: one of the files of a case.
+
+    Returns:
+        The case, incomplete or not; None for a file that is not named after a modality.
+    """
+    folder, file = os.path.split(os.path.abspath(path))
+    match = _CASE_FILE.fullmatch(file)
+    if match is None or match["token"].lower() not in MODALITY_NAMES:
+        return None
+    files = sorted(name for name in os.listdir(folder) if name[0] != ".")
+    return _brats_record(match["case"], _group(folder, files)[match["case"]])[1]
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:

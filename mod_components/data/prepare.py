@@ -13,6 +13,7 @@ from typing import Any
 from mod_components.data.checks import usable_cases
 from mod_components.data.datalist import load_datalist, make_datalist, select
 from mod_components.data.layouts import read_folder
+from mod_components.data.listed import usable_listed
 from mod_components.data.records import CaseRecord, Layout
 from mod_components.data.sample import make_sample
 from mod_components.errors import DataError
@@ -26,6 +27,7 @@ logger = logging.getLogger("mod_components.data")
 # What a datalist says of one run; a run that takes its split over does not take these.
 _OF_A_RUN = ("left_out", "unlabelled_dir", "seen_unlabelled")
 SAMPLE = "embedded sample"
+LISTED = "listed cases"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def prepare_training(
     legacy_et: bool | str = False,
     unlabelled_dir: str | None = "",
     skip_bad_cases: bool | str = False,
+    listed: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> PreparedData:
     """Find, split and check the cases of a training, before anything else takes time.
 
@@ -83,12 +86,19 @@ def prepare_training(
             are its cases without a label, or that its splits.json does not list. Empty for none,
             or for that of the run to resume; None for none at all.
         skip_bad_cases: train on the cases that pass the checks instead of refusing all.
+        listed: cases that another program has put in place of these, under "training" and
+            "validation" (:func:`~mod_components.settings.listed_cases`); nothing else is looked
+            for then.
 
     Raises:
         DataError: one error that lists everything wrong with the data, or names what contradicts
             the run to resume.
     """
     legacy, skip = flag(legacy_et), flag(skip_bad_cases)
+    if listed:
+        layout, training, validation = usable_listed(listed["training"], listed["validation"], skip)
+        logger.info("%d listed cases to train, %d to validate", len(training), len(validation))
+        return PreparedData(LISTED, layout, training, validation)
     fold = -1 if fold is None else fold
     written = Path(ckpt_dir) / DATALIST
     resumed = flag(resume) and written.is_file()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,9 +43,10 @@ class Checkpoint:
     * ``training.json``: settings, metrics, versions and command of the run.
     * ``datalist.json``: which case trains and which is held out.
 
-    Until the first validation ``model.pt`` is the network of the last epoch. What an earlier run
-    left in the folder moves to ``previous/`` when a new run has made its first step, so that files
-    of two runs never stand side by side.
+    Until the first validation ``model.pt`` is the network of the last epoch. When a new run has
+    made its first step, what an earlier run could be resumed from moves to ``previous/``; when the
+    new run first saves, the earlier run's other files follow. Until then they stay, so that a
+    server can go on using the earlier ``model.pt``, and files of two runs never stand side by side.
 
     Args:
         ckpt_dir: folder of the files.
@@ -73,6 +76,9 @@ class Checkpoint:
         self.resume = flag(resume)
         self.settings = dict(settings or {})
         self.datalist = dict(datalist or {})
+        pretrained = bool(self.settings.get("pretrained"))
+        self.history = _history(self.folder / REPORT, self.resume) if pretrained else []
+        self._keeps_earlier = not self.resume
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Resume when training starts; save after each epoch.
@@ -93,7 +99,7 @@ class Checkpoint:
             )
         engine.add_event_handler(Events.STARTED, self._start)
         if not self.resume:
-            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self._keep_previous)
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self._keep_last)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def _start(self, engine: SupervisedTrainer) -> None:
@@ -144,6 +150,8 @@ class Checkpoint:
             name: tensor.detach()
             for name, tensor in plain_module(self.network).state_dict().items()
         }
+        if self._keeps_earlier:
+            self._keep_earlier()
         if self.datalist:  # once a run: a resumed one may have seen more scans
             save_json(self.datalist, self.folder / DATALIST)
             self.datalist = {}
@@ -172,6 +180,7 @@ class Checkpoint:
         metrics = {} if self.evaluator is None else self.evaluator.state.metrics
         return {
             "settings": self.settings,
+            **({"history": self.history} if self.history else {}),
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "metrics": {k: float(v) for k, v in metrics.items() if np.ndim(v) == 0},
@@ -185,20 +194,41 @@ class Checkpoint:
             "command": sys.argv,
         }
 
-    def _keep_previous(self, _engine: SupervisedTrainer) -> None:
-        """Move an earlier run's files to ``previous/``, in place of those of the run before it."""
-        if idist.get_rank() > 0:
-            return
-        present = [name for name in RUN_FILES if (self.folder / name).is_file()]
-        if not present:
+    def _keep_last(self, _engine: SupervisedTrainer) -> None:
+        """Move an earlier run's ``last.pt`` away: this run must not be resumed from it."""
+        if idist.get_rank() > 0 or not (self.folder / LAST).is_file():
             return
         kept = self.folder / PREVIOUS
         kept.mkdir(exist_ok=True)
         for name in RUN_FILES:
             (kept / name).unlink(missing_ok=True)
+        os.replace(self.folder / LAST, kept / LAST)
+
+    def _keep_earlier(self) -> None:
+        """Copy an earlier run's files to ``previous/``; remove those that this run won't write."""
+        self._keeps_earlier = False
+        present = [name for name in RUN_FILES if (self.folder / name).is_file()]
+        if not present:
+            return
+        kept = self.folder / PREVIOUS
+        kept.mkdir(exist_ok=True)
         for name in present:
-            os.replace(self.folder / name, kept / name)
+            shutil.copy2(self.folder / name, kept / name)
+        for name in present:
+            if name not in (MODEL, REPORT):  # until they are replaced, a server may read these
+                (self.folder / name).unlink()
         logger.info("files of an earlier run are now in %s", kept)
+
+
+def _history(path: Path, resumed: bool) -> list[dict[str, Any]]:
+    """What the weights that a run starts from were trained on, the earliest first."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        keys = ("dataset_dir", "training_cases", "epochs")
+        last = [] if resumed else [{key: report["settings"].get(key) for key in keys}]
+        return [*report.get("history", []), *last]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [{"dataset_dir": "unknown"}]
 
 
 def check_fit(network: nn.Module, weights: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

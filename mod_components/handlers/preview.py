@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +18,8 @@ from mod_components.files import write_atomically
 from mod_components.handlers.cases import decollated
 
 __all__ = ["Preview"]
+
+logger = logging.getLogger("mod_components.preview")
 
 
 class Preview:
@@ -59,6 +63,9 @@ class Preview:
         Args:
             engine: a MONAI evaluator with ``decollate=True``.
         """
+        if importlib.util.find_spec("matplotlib") is None:
+            logger.warning("no previews are drawn: matplotlib is not installed.")
+            return
         engine.add_event_handler(Events.STARTED, self._started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function
 
 from mod_components.networks import chunked_scan
+from mod_components.networks.exported_scan import exported
 
 __all__ = ["scan_backend", "selective_scan"]
 
@@ -57,6 +58,8 @@ def selective_scan(
     Raises:
         ValueError: when a shape does not fit, or ``u`` is not of a floating point dtype.
     """
+    if torch.onnx.is_in_onnx_export():
+        return exported(u, delta, A, B, C, D)
     if torch.jit.is_tracing():  # sizes are tensors here: comparing them would only warn
         return chunked_scan.script()(u, delta, A, B, C, D)
     _check(u, delta, A, B, C, D)

@@ -99,6 +99,7 @@ class Run:
         interval: int = 1,
         handlers: Sequence[Any] = (),
         parts: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         torch.manual_seed(init)
         self.network = ToyNetwork(width=width, dropout=0.3, batch_norm=True)
@@ -133,7 +134,7 @@ class Run:
             state_objects(self.mod, optimizer=self.optimizer, scheduler=self.scheduler),
             evaluator=self.evaluator,
             resume=resume,
-            settings={"width": width},
+            settings={"width": width, **(settings or {})},
         )
         self.trainer = SupervisedTrainer(
             device="cpu",
@@ -366,14 +367,46 @@ def test_a_run_that_makes_no_step_moves_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "model.pt").is_file()
 
 
-def test_files_of_two_runs_never_stand_together(tmp_path: Path) -> None:
-    """After its first step a run's folder holds nothing of the run before, until it saves."""
+def test_until_a_run_saves_the_earlier_model_stays(tmp_path: Path) -> None:
+    """A server that uses it never finds none; and the run that was cut resumes from nothing."""
     Run(tmp_path, epochs=1).run()
+    old = {name: (tmp_path / name).read_bytes() for name in ("model.pt", "training.json")}
     with pytest.raises(KilledError):
         Run(tmp_path, handlers=[KillAt(2)]).run()
-    assert [path.name for path in tmp_path.iterdir()] == ["previous"]
-    kept = {path.name for path in (tmp_path / "previous").iterdir()}
-    assert {"model.pt", "last.pt", "training.json"} <= kept
+    assert {path.name for path in tmp_path.iterdir()} == {"previous", *old}
+    assert {path.name for path in (tmp_path / "previous").iterdir()} == {"last.pt"}
+    assert all((tmp_path / name).read_bytes() == content for name, content in old.items())
+    with pytest.raises(CheckpointError, match=r"last\.pt"):
+        Run(tmp_path, resume=True).run()
+    Run(tmp_path, epochs=1, init=3).run()
+    kept = tmp_path / "previous"
+    assert {path.name for path in kept.iterdir()} == {"last.pt", *old}
+    assert all((kept / name).read_bytes() == content for name, content in old.items())
+    assert (tmp_path / "model.pt").read_bytes() != old["model.pt"]
+
+
+def test_files_that_the_new_run_does_not_write_go_when_it_saves(tmp_path: Path) -> None:
+    Run(tmp_path, epochs=1).run()
+    names = ("model_ema.pt", "postprocessing.json", "datalist.json")
+    for name in names:
+        (tmp_path / name).write_text(name)
+    Run(tmp_path, epochs=1, init=3).run()
+    for name in names:
+        assert not (tmp_path / name).exists()
+        assert (tmp_path / "previous" / name).read_text() == name
+
+
+def test_what_pretrained_weights_were_trained_on_is_told(tmp_path: Path) -> None:
+    Run(tmp_path, epochs=1).run()
+    first = json.loads((tmp_path / "training.json").read_text())
+    first["settings"] |= {"dataset_dir": "BraTS", "training_cases": 7, "epochs": 1}
+    (tmp_path / "training.json").write_text(json.dumps(first))
+    Run(tmp_path, epochs=1, settings={"pretrained": True, "dataset_dir": "listed"}).run()
+    story = json.loads((tmp_path / "training.json").read_text())
+    assert story["history"] == [{"dataset_dir": "BraTS", "training_cases": 7, "epochs": 1}]
+    Run(tmp_path, epochs=1, settings={"pretrained": True}).run()
+    story = json.loads((tmp_path / "training.json").read_text())
+    assert [run["dataset_dir"] for run in story["history"]] == ["BraTS", "listed"]
 
 
 def test_a_failure_while_saving_leaves_a_run_that_can_be_resumed(

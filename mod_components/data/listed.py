@@ -1,0 +1,147 @@
+"""Cases that another program lists, as MONAI Label does in place of the config's own data."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.transforms import MapTransform
+
+from mod_components.data.checks import usable_cases
+from mod_components.data.decathlon import decathlon_layout
+from mod_components.data.layouts import record_beside
+from mod_components.data.records import BRATS, CODES, CaseRecord, Layout
+from mod_components.errors import DataError
+
+__all__ = ["FindModalitiesd", "listed_layout", "listed_records", "usable_listed"]
+
+_TASK01_ORDER = (2, 1, 3, 0)
+
+
+class FindModalitiesd(MapTransform):
+    """Put the four files of a case in place of the path of one of them.
+
+    A list of paths, and the path of a file that is not named after a modality (one 4D file), stay
+    as they are.
+
+    Args:
+        keys: keys of paths.
+        allow_missing_keys: whether a key may be absent.
+
+    Raises:
+        DataError: naming the modalities that a case lacks.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            if isinstance(d[key], (str, os.PathLike)):
+                d[key] = _complete(_record(d[key])).as_case()["image"]
+        return d
+
+
+def listed_records(cases: Sequence[Mapping[str, Any]]) -> list[CaseRecord]:
+    """The files of listed cases.
+
+    Args:
+        cases: ``{"image", "label"}``: one 4D file, or one of the four files of a case, and its
+            label map.
+
+    Raises:
+        DataError: naming a case that lacks a modality or a label map.
+    """
+    records = []
+    for case in cases:
+        if not case.get("label"):
+            raise DataError(f"{case.get('image')} is listed without a label map: give it one.")
+        found = _complete(_record(case["image"]))
+        records.append(
+            CaseRecord(
+                found.case, found.images, os.path.abspath(case["label"]), stacked=found.stacked
+            )
+        )
+    return records
+
+
+def listed_layout(records: Sequence[CaseRecord]) -> Layout:
+    """Channel order of listed cases, with the label codes that the bundles' metadata name.
+
+    4D files have the channels T1ce, T1, T2, FLAIR, or the order that a ``dataset.json`` beside
+    them or in the folder above declares, as a Decathlon task does.
+
+    Args:
+        records: from :func:`listed_records`.
+
+    Raises:
+        DataError: if the channels of the cases come in different orders.
+    """
+    orders: dict[tuple[int, ...], str] = {}
+    for record in records:
+        orders.setdefault(_channel_order(record), record.case)
+    if len(orders) > 1:
+        raise DataError(
+            f"the channels of cases {' and '.join(orders.values())} come in different orders: "
+            "train on cases of one kind."
+        )
+    order = next(iter(orders), (0, 1, 2, 3))
+    return Layout(BRATS, order, dict(CODES[BRATS]))
+
+
+def usable_listed(
+    training: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    skip_bad: bool,
+) -> tuple[Layout, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Check listed cases before anything else takes time.
+
+    Args:
+        training: cases to train on, as :func:`listed_records` takes them.
+        validation: cases to validate on; may be empty.
+        skip_bad: leave out bad cases instead of refusing all.
+
+    Returns:
+        The layout, and the training and validation cases that can be used.
+
+    Raises:
+        DataError: if none is left to train on, or a case has an error.
+    """
+    if not training:
+        raise DataError("no labelled case is listed to train on: label one first.")
+    records = [listed_records(cases) for cases in (training, validation)]
+    layout = listed_layout([*records[0], *records[1]])
+    good = {id(r) for r in usable_cases([*records[0], *records[1]], layout, skip_bad=skip_bad)[0]}
+    chosen = [[r.as_case() for r in part if id(r) in good] for part in records]
+    if not chosen[0]:
+        raise DataError("no listed case is left to train on: mend the cases named above.")
+    return layout, chosen[0], chosen[1]
+
+
+def _record(image: str | os.PathLike[str]) -> CaseRecord:
+    path = os.path.abspath(image)
+    if record := record_beside(path):
+        return record
+    case = re.sub(r"\.nii(\.gz)?$", "", os.path.basename(path), flags=re.IGNORECASE)
+    return CaseRecord(case, (path,), stacked=True)
+
+
+def _complete(record: CaseRecord) -> CaseRecord:
+    if record.missing:
+        raise DataError(
+            f"case {record.case} in {record.folder} lacks {', '.join(record.missing)}: put the "
+            "four files of a case beside each other, or give one 4D file."
+        )
+    return record
+
+
+def _channel_order(record: CaseRecord) -> tuple[int, ...]:
+    if not record.stacked:
+        return (0, 1, 2, 3)
+    folder = Path(record.folder)
+    for place in (folder, folder.parent):
+        described = place / "dataset.json"
+        if described.is_file() and '"modality"' in described.read_text(encoding="utf-8"):
+            return decathlon_layout(place, legacy_et=False).channel_order
+    return _TASK01_ORDER if folder.name in ("imagesTr", "imagesTs") else (0, 1, 2, 3)

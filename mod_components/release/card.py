@@ -1,0 +1,316 @@
+"""Words of the model card and values of the metadata that follow from a training's own record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mod_components.data.prepare import SAMPLE
+from mod_components.data.records import BRATS, BRATS2023, MSD
+
+__all__ = ["PACKAGE", "card_values", "metadata_values"]
+
+PACKAGE = __name__.partition(".")[0]
+
+LAYOUTS = {
+    BRATS: "layout of BraTS 2018 to 2022",
+    BRATS2023: "layout of BraTS 2023 and later",
+    MSD: "layout of the Medical Segmentation Decathlon",
+}
+REGION_NAMES = {
+    "tc": "tumour core",
+    "wt": "whole tumour",
+    "et": "enhancing tumour",
+}
+LIMITS = (
+    "Intended use: research. Not a medical device: neither for diagnosis nor for planning a "
+    "treatment. It expects the four modalities skull-stripped, registered to each other and "
+    "resampled to 1 mm, as BraTS distributes them; what it makes of scans of other scanners, "
+    "protocols, ages or diseases is not known. Every label map needs a look by somebody who can "
+    "judge it."
+)
+TRAIN = "python -m monai.bundle run --config_file CONFIGS/train.json"
+EVALUATE = "python -m monai.bundle run --config_file CONFIGS/evaluate.json"
+DETERMINISM = (
+    "On the CPU a training is deterministic for a given seed and number of workers; on a GPU some "
+    "operations are not."
+)
+
+
+def card_values(
+    training: Mapping[str, Any] | None,
+    row: Mapping[str, Any],
+    *,
+    package: str = PACKAGE,
+    with_datalist: bool = False,
+) -> dict[str, str]:
+    """Texts for the placeholders of the model card's template.
+
+    Args:
+        training: content of ``training.json``; None for a bundle without weights.
+        row: the backbone's row, with the values of the training where there is one.
+        package: the name of this package's code that the configs name; another one than ours lies
+            in the bundle itself.
+        with_datalist: whether the list of the cases is in the bundle.
+
+    Returns:
+        Texts by placeholder. They tell what is recorded, and where nothing is recorded they say so.
+    """
+    values = {
+        "limits_text": LIMITS,
+        "network_text": _network_text(row, package),
+        "install_text": _install_text(row, package),
+        "crop_text": _crop_text(row),
+        "method_text": _method_text(_parts(training)),
+        "loss_text": _loss_text(_parts(training)),
+    }
+    if training is None:
+        return values | {
+            "weights_text": "This bundle ships no weights. What it was trained on, when and with "
+            "which result stands in `models/training.json` after a training.",
+            "configuration_text": "Published settings, on data of one's own: AdamW, learning rate "
+            "0.001, weight decay 0.05, 2 epochs of warm-up (two thirds of a training of fewer "
+            "than 3), then cosine; 300 epochs; 4 crops a GPU.",
+            "performance_text": "No weights are shipped, so there is no figure to give. "
+            f"`evaluate.json` writes the figures of your own training. {DETERMINISM}",
+            "evaluate_text": "Evaluate on the held-out cases, or on another labelled data set "
+            f"(scores, label maps and `report.html`):\n\n```\n{EVALUATE}\n{EVALUATE} "
+            "--dataset_dir /data/other\n```",
+            "weights_terms_text": "This bundle contains no data and no weights trained on data of "
+            "others.",
+        }
+    settings = training["settings"]
+    return values | {
+        "weights_text": _weights_text(training),
+        "configuration_text": _configuration_text(training),
+        "performance_text": _performance_text(training),
+        "evaluate_text": _evaluate_text(settings, with_datalist),
+        "weights_terms_text": _terms_text(settings, with_datalist),
+    }
+
+
+def metadata_values(training: Mapping[str, Any] | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for the placeholders of ``configs/metadata.json``.
+
+    Args:
+        training: content of ``training.json``; None for a bundle without weights.
+        row: the backbone's row.
+
+    Returns:
+        ``eval_metrics`` (measured figures by name, empty without any), ``data_source`` and
+        ``description``.
+    """
+    parts = _parts(training)
+    how = f"with MOD ({', '.join(parts)}), which leaves no trace in" if parts else "without MOD:"
+    description = (
+        f"{row['title']} for 3D segmentation of brain tumour subregions in four MRI modalities, "
+        f"trained {how} the trained network"
+    )
+    if training is None:
+        return {
+            "eval_metrics": {},
+            "data_source": "https://www.synapse.org/brats",
+            "description": description,
+        }
+    settings = training["settings"]
+    figures = {
+        name.removeprefix("val_"): round(value, 4)
+        for name, value in training.get("metrics", {}).items()
+    }
+    source = _data_text(settings)
+    on_sample = " Not for use on patients' scans." if _on_sample(settings) else ""
+    return {
+        "eval_metrics": figures,
+        "data_source": source[0].upper() + source[1:],
+        "description": f"{description}. Trained on {source}.{on_sample}",
+    }
+
+
+def _on_sample(settings: Mapping[str, Any]) -> bool:
+    return bool(settings.get("dataset_dir") == SAMPLE)
+
+
+def _data_text(settings: Mapping[str, Any]) -> str:
+    if _on_sample(settings):
+        return "the embedded sample of synthetic brains, computed by this project"
+    layout = LAYOUTS.get(settings.get("layout", ""), "layout not recorded")
+    return f"the data set in the folder {settings.get('dataset_dir', 'of unknown name')} ({layout})"
+
+
+def _parts(training: Mapping[str, Any] | None) -> list[str]:
+    """The parts of MOD that took part in a training; all of them before there is one."""
+    settings = {} if training is None else training["settings"]
+    tokenizer, predictor = (
+        settings.get(f"use_{name}", True) for name in ("tokenizer", "predictor")
+    )
+    parts = {"Online Tokenizer": tokenizer, "Dense Predictor": predictor, "EMA teacher": tokenizer}
+    return [name for name, used in parts.items() if used]
+
+
+def _method_text(parts: Sequence[str]) -> str:
+    if not parts:
+        return "trained **without** MOD, as this bundle's baseline is"
+    if len(parts) == 3:
+        return (
+            "trained with **MOD**: an Online Tokenizer, a Dense Predictor and an EMA teacher that "
+            "add two self-supervised losses to the training and nothing to the network"
+        )
+    return (
+        f"trained with a part of **MOD**, its {' and '.join(parts)}, which adds a self-supervised "
+        "loss to the training and nothing to the network"
+    )
+
+
+def _loss_text(parts: Sequence[str]) -> str:
+    losses = [
+        *(["token", "class"] if "Online Tokenizer" in parts else []),
+        *(["reconstruction"] if "Dense Predictor" in parts else []),
+    ]
+    text = "focal + Dice (sigmoid) on the three regions"
+    if not losses:
+        return text
+    named = losses[0] if len(losses) == 1 else f"{', '.join(losses[:-1])} and {losses[-1]}"
+    plural = "loss" if len(losses) == 1 else "losses"
+    return f"{text}, plus MOD's {named} {plural} on two masked views"
+
+
+def _weights_text(training: Mapping[str, Any]) -> str:
+    settings = training["settings"]
+    fold = settings.get("fold", -1)
+    split = "the data set's own split, or a fifth held out by the seed" if fold < 0 else ""
+    facts = [
+        f"{settings.get('training_cases', 'an unknown number of')} cases to train",
+        f"{settings.get('validation_cases', 'an unknown number of')} to validate",
+        f"{settings.get('unlabelled_cases', 0)} unlabelled",
+        f"fold {fold}{f' ({split})' if split else ''}",
+        f"epoch {training.get('epoch', '?')} of {settings.get('epochs', '?')}",
+        f"crops of {_size(settings['roi_size'])} voxels" if "roi_size" in settings else "",
+        f"seed {settings.get('seed', 'not recorded')}",
+    ]
+    text = f"**Trained on {_data_text(settings)}**: {', '.join(fact for fact in facts if fact)}."
+    if _on_sample(settings):
+        text += (
+            "\n\n**These weights have never seen a patient's scan. They are there to try things "
+            "out: do not use them on patients' scans.**"
+        )
+    return text
+
+
+def _network_text(row: Mapping[str, Any], package: str) -> str:
+    target = str(row["network_def"]["_target_"])
+    if "." not in target or target.startswith("monai."):  # MONAI finds its classes by bare names
+        return f"MONAI's own `monai.networks.nets.{target.rpartition('.')[2]}`"
+    if target.startswith(f"{PACKAGE}."):
+        target = package + target.removeprefix(PACKAGE)
+    return f"`{target}`"
+
+
+def _install_text(row: Mapping[str, Any], package: str) -> str:
+    if package != PACKAGE:
+        return (
+            "The bundle runs where this project is not installed: what it needs of it lies in "
+            f"`{package}/`. Inference needs MONAI, PyTorch, nibabel, Ignite and einops (`pip "
+            "install monai nibabel pytorch-ignite einops`); training and evaluation also "
+            "matplotlib, scipy, tensorboard and tqdm. `configs/metadata.json` has the versions "
+            "that it was tested with."
+        )
+    target = str(row["network_def"]["_target_"])
+    owner = target.partition(".")[0] if "." in target else "monai"
+    if owner == "monai":
+        return "It runs where this project is not installed."
+    return f"`{owner}` must be installed where it is loaded."
+
+
+def _crop_text(row: Mapping[str, Any]) -> str:
+    crop, sample = _size(row["roi_size"]), _size(row["sample_roi_size"])
+    return f"{crop} voxels ({'on the sample too' if crop == sample else f'{sample} on the sample'})"
+
+
+def _configuration_text(training: Mapping[str, Any]) -> str:
+    """What the training was run with, as far as it is recorded."""
+    settings = training["settings"]
+    named = {
+        "learning rate": "learning_rate",
+        "weight decay": "weight_decay",
+        "epochs of warm-up": "warmup_epochs",
+        "epochs": "epochs",
+        "crops a step": "batch_size",
+    }
+    if _parts(training):
+        named |= {
+            "weight of MOD's losses": "mod_weight",
+            "mask": "mask",
+            "mask ratio": "mask_ratio",
+            "mask cell in voxels": "mask_cell",
+        }
+    facts = [f"{name} {_number(settings[key])}" for name, key in named.items() if key in settings]
+    return f"Of these weights: AdamW, cosine after the warm-up; {', '.join(facts)}."
+
+
+def _performance_text(training: Mapping[str, Any]) -> str:
+    settings, metrics = training["settings"], training.get("metrics", {})
+    if "val_mean_dice" not in metrics:
+        return (
+            "Not measured: the training had no validation when these weights were written. "
+            f"{DETERMINISM}"
+        )
+    rows = [("mean of the three regions", metrics["val_mean_dice"])] + [
+        (name, metrics[f"val_dice_{key}"])
+        for key, name in REGION_NAMES.items()
+        if f"val_dice_{key}" in metrics
+    ]
+    table = "\n".join(f"| {name} | {value:.4f} |" for name, value in rows)
+    versions = ", ".join(f"{name} {v}" for name, v in training.get("versions", {}).items())
+    synthetic = " It says nothing about patients' scans." if _on_sample(settings) else ""
+    return (
+        f"Dice over {settings.get('validation_cases', 'the')} validation cases of "
+        f"{_data_text(settings)}. The network was not trained on them, but they chose the epoch "
+        f"whose weights these are, so that the figures are somewhat too good for unseen cases."
+        f"{synthetic}\n\n"
+        f"| region | Dice |\n|---|---|\n{table}\n\n"
+        f"Nothing else has been measured with these weights. Versions: {versions or 'not recorded'}"
+        ". The curves of a training are written to `eval/train.csv`, `eval/validation.csv` and "
+        f"for TensorBoard. {DETERMINISM}"
+    )
+
+
+def _evaluate_text(settings: Mapping[str, Any], with_datalist: bool) -> str:
+    if with_datalist:
+        what = "Evaluate on the held-out cases of the data set that it was trained on"
+        commands = [f"{EVALUATE} --dataset_dir /data/trained_on"]
+    elif _on_sample(settings):
+        what = "Evaluate on the held-out cases of the embedded sample, which is made anew"
+        commands = [EVALUATE]
+    else:
+        what = ""
+        commands = []
+    commands.append(f"{EVALUATE} --dataset_dir /data/other")
+    what = f"{what}, or on another labelled data set" if what else "Evaluate on a labelled data set"
+    told = (
+        ""
+        if with_datalist
+        else " The bundle does not tell which cases it was trained on, so that nothing warns of "
+        "an evaluation on these."
+    )
+    block = "\n".join(commands)
+    return f"{what} (scores, label maps and `report.html`).{told}\n\n```\n{block}\n```"
+
+
+def _terms_text(settings: Mapping[str, Any], with_datalist: bool) -> str:
+    data = "This bundle contains no data"
+    if with_datalist:
+        data += " (but the ids of the cases, in models/datalist.json)"
+    if _on_sample(settings):
+        return f"{data}. Its weights were trained on the embedded sample alone."
+    return (
+        f"{data}. Its weights were trained on {_data_text(settings)}: the terms of that data set\n"
+        "say what may be done with them."
+    )
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _size(sides: Sequence[int]) -> str:
+    return " x ".join(str(side) for side in sides)
