@@ -10,7 +10,7 @@ __all__ = ["exported"]
 
 # A turn of ONNX's Scan costs more than the arithmetic of one position, so that a turn takes this
 # many; a longer body makes the graph larger and the scan hardly quicker.
-BLOCK = 8
+BLOCK = 16
 
 
 def exported(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
@@ -39,12 +39,13 @@ def exported(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tenso
             "torch.onnx.export's default."
         )
     # private in torch, but the only loop that its exporter knows; imported here, as it takes long
-    from torch._higher_order_ops.scan import scan
+    from torch._higher_order_ops.scan import scan_op
 
     rates = a.t()  # (N, E)
 
-    def block(before: Tensor, rows: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        u, delta, b, c = rows  # (K, B, E | E | N | N)
+    def block(
+        before: Tensor, u: Tensor, delta: Tensor, b: Tensor, c: Tensor, rates: Tensor
+    ) -> tuple[Tensor, Tensor]:
         decay = torch.exp(delta.unsqueeze(2) * rates)  # (K, B, N, E)
         added = (delta * u).unsqueeze(2) * b.unsqueeze(3)  # (K, B, N, E)
         states = [before]  # (1, B, N, E)
@@ -54,7 +55,8 @@ def exported(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tenso
         return states[-1].clone(), y
 
     start = u.new_zeros(1, u.shape[0], a.shape[1], u.shape[1])
-    _, y = scan(block, start, tuple(_blocks(x) for x in (u, delta, b, c)))  # (L/K, K, B, E)
+    blocks = [_blocks(x) for x in (u, delta, b, c)]  # each (L/K, K, B, E | N)
+    _, y = scan_op(block, [start], blocks, (rates,))  # (L/K, K, B, E)
     return y.flatten(0, 1)[: u.shape[2]].permute(1, 2, 0) + u * d.unsqueeze(1)
 
 

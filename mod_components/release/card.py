@@ -60,7 +60,8 @@ def card_values(
         "limits_text": LIMITS,
         "network_text": _network_text(row, package),
         "install_text": _install_text(row, package),
-        "crop_text": _crop_text(row),
+        "crop_text": _crop_text(row, training is not None),
+        "use_text": _use_text(package),
         "method_text": _method_text(_parts(training)),
         "loss_text": _loss_text(_parts(training)),
     }
@@ -207,13 +208,7 @@ def _network_text(row: Mapping[str, Any], package: str) -> str:
 
 def _install_text(row: Mapping[str, Any], package: str) -> str:
     if package != PACKAGE:
-        return (
-            "The bundle runs where this project is not installed: what it needs of it lies in "
-            f"`{package}/`. Inference needs MONAI, PyTorch, nibabel, Ignite and einops (`pip "
-            "install monai nibabel pytorch-ignite einops`); training and evaluation also "
-            "matplotlib, scipy, tensorboard and tqdm. `configs/metadata.json` has the versions "
-            "that it was tested with."
-        )
+        return "It runs where this project is not installed."
     target = str(row["network_def"]["_target_"])
     owner = target.partition(".")[0] if "." in target else "monai"
     if owner == "monai":
@@ -221,8 +216,28 @@ def _install_text(row: Mapping[str, Any], package: str) -> str:
     return f"`{owner}` must be installed where it is loaded."
 
 
-def _crop_text(row: Mapping[str, Any]) -> str:
+def _use_text(package: str) -> str:
+    words = (
+        "`CONFIGS` is the folder `configs` of this bundle; the commands work from any folder. Every "
+        "setting at the top of a config file can be given on the command line."
+    )
+    if package == PACKAGE:
+        return words
+    return (
+        "Unzip the bundle anywhere. What it needs of this project lies in its own folder "
+        f"`{package}`, which its configs find by themselves; nothing else of the project need be "
+        "installed. Inference needs MONAI, PyTorch, nibabel, Ignite and einops; training and "
+        "evaluation also matplotlib, scipy, tensorboard and tqdm (`configs/metadata.json` has the "
+        "versions that it was tested with):\n\n"
+        "```\npip install monai nibabel pytorch-ignite einops\n"
+        f"pip install matplotlib scipy tensorboard tqdm\n```\n\n{words}"
+    )
+
+
+def _crop_text(row: Mapping[str, Any], trained: bool) -> str:
     crop, sample = _size(row["roi_size"]), _size(row["sample_roi_size"])
+    if trained:
+        return f"{crop} voxels"
     return f"{crop} voxels ({'on the sample too' if crop == sample else f'{sample} on the sample'})"
 
 

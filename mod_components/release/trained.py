@@ -135,8 +135,9 @@ def cleaned(training: Mapping[str, Any], package: str) -> dict[str, Any]:
         The same without paths of the machine, and with the network's class under its new name.
     """
     content = {**training}
-    if content.get("command"):
-        content["command"] = list(content["command"])[1:]  # the first is the interpreter's script
+    command = [str(word) for word in content.get("command", [])]
+    if command and (_ABSOLUTE.match(command[0]) or command[0].endswith(".py")):
+        content["command"] = command[1:]  # the first is the interpreter's script
     content = dict(without_paths(content))
     network = content["settings"].get("network")
     if network:

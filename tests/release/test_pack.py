@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from mod_components import __version__
+from mod_components.data import make_sample
 from mod_components.errors import CheckpointError, SettingsError
 from mod_components.release import backbones, render
 from mod_components.release.pack import pack, pack_all
@@ -38,6 +40,27 @@ def unzipped(path: Path, folder: Path) -> Path:
         archive.extractall(folder)
     (found,) = folder.iterdir()
     return found
+
+
+def parsed(bundle: Path, config: str) -> ConfigParser:
+    workflow = ConfigWorkflow(
+        str(bundle / "configs" / config),
+        logging_file=False,
+        workflow_type=None,
+        bundle_root=str(bundle),
+    )
+    return workflow.parser
+
+
+@pytest.fixture(autouse=True)
+def _own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles put themselves on the path."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_sample(tmp_path_factory.mktemp("data") / "sample", cases=4)
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +181,9 @@ def test_its_configs_build_the_trained_network(name: str, tmp_path: Path) -> Non
     (bundle / "models" / "training.json").unlink()
     weights = torch.load(run / "models" / "model.pt", weights_only=True)
     for config in ("train.json", "inference.json", "evaluate.json"):
-        workflow = ConfigWorkflow(
-            str(bundle / "configs" / config), logging_file=False, workflow_type=None
-        )
-        assert workflow.parser.get_parsed_content("roi_size") == [64, 64, 64]
-        network = workflow.parser.get_parsed_content("network_def")
+        parser = parsed(bundle, config)
+        assert parser.get_parsed_content("roi_size") == [64, 64, 64]
+        network = parser.get_parsed_content("network_def")
         network.load_state_dict(weights, strict=True)
         ours = backbones()[name]["network_def"]["_target_"].startswith("mod_components.")
         assert type(network).__module__.startswith(f"{PACKAGE}." if ours else "monai.")
@@ -187,10 +208,7 @@ def test_a_network_unlike_the_bundles_own(tmp_path: Path) -> None:
     assert config["network_def"].items() >= expected.items()
     training = json.loads((bundle / "models" / "training.json").read_text())
     assert training["settings"]["network"]["target"] == expected["_target_"]
-    workflow = ConfigWorkflow(
-        str(bundle / "configs" / "inference.json"), logging_file=False, workflow_type=None
-    )
-    network = workflow.parser.get_parsed_content("network_def")
+    network = parsed(bundle, "inference.json").get_parsed_content("network_def")
     network.load_state_dict(torch.load(bundle / "models" / "model.pt", weights_only=True))
     # and what was packed can be packed again
     again = packed(bundle, "unetr", tmp_path / "again")
@@ -235,7 +253,7 @@ def test_the_folder_for_hugging_face(archive: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["swinunetr", "segmamba"])
 def test_it_trains_and_infers_where_the_package_is_not(
-    name: str, small_sample: Path, tmp_path: Path
+    name: str, data: Path, tmp_path: Path
 ) -> None:
     """MONAI's network and ours, from an empty folder."""
     run = make_run(tmp_path / "run", name)
@@ -245,7 +263,7 @@ def test_it_trains_and_infers_where_the_package_is_not(
     (tmp_path / "empty").mkdir()
     done = run_bundle(
         bundle / "configs" / "train.json",
-        *("--dataset_dir", str(small_sample), "--epochs", "1", "--val_interval", "1"),
+        *("--dataset_dir", str(data), "--epochs", "1", "--val_interval", "1"),
         *("--batch_size", "1", "--num_workers", "0", "--overlap", "0.1"),
         cwd=tmp_path / "empty",
         PYTHONPATH=str(tmp_path / "site"),
@@ -258,7 +276,7 @@ def test_it_trains_and_infers_where_the_package_is_not(
     for config, where in ((bundle, "packed"), (BUNDLES / bundle.name, "here")):
         done = run_bundle(
             config / "configs" / "inference.json",
-            *("--dataset_dir", str(small_sample), "--case", "Sample_002"),
+            *("--dataset_dir", str(data), "--case", "Sample_002"),
             *("--ckpt_dir", str(bundle / "models"), "--output_dir", str(tmp_path / where)),
             cwd=tmp_path / "empty",
             **({"PYTHONPATH": str(tmp_path / "site")} if where == "packed" else {}),
@@ -332,7 +350,7 @@ def test_a_training_that_cannot_be_packed(
 
 
 def test_the_bundle_must_be_as_rendered(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="no bundle 'unet' to pack; there are .*swinunetr"):
+    with pytest.raises(SettingsError, match=r"no bundle 'unet' to pack; there are .*swinunetr"):
         packed(run, "unet", tmp_path / "dist")
     render(tmp_path, ["swinunetr"])
     (tmp_path / "swinunetr_mod" / "configs" / "train.json").write_text("{}")
@@ -356,7 +374,7 @@ def test_all_or_none(tmp_path: Path) -> None:
     render(tmp_path)
     make_run(tmp_path / "vit_mod", "vit")
     with pytest.raises(
-        CheckpointError, match="5 bundles in .*: unetr, unetrpp, swinunetr,"
+        CheckpointError, match=r"5 bundles in .*: unetr, unetrpp, swinunetr,"
     ) as told:
         pack_all(bundles=tmp_path, dist=tmp_path / "dist")
     assert len(re.findall("monai.bundle run --config_file", str(told.value))) == 5

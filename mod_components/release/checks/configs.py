@@ -136,7 +136,7 @@ def _expressions(bundle: Bundle, config: dict[str, Any]) -> Iterator[str]:
         if imports is None:
             for problem in expression_problems(text):
                 yield f"'{where}' {problem}; leave it out"
-            for name in re.findall(r"\bmod_components(?:_\d\w*)?\.[a-z_][\w.]*", text):
+            for name in _own_names(bundle, text):
                 if problem := names_code(bundle, name):
                     yield f"'{where}' names {name}, {problem}"
             continue
@@ -150,6 +150,15 @@ def _expressions(bundle: Bundle, config: dict[str, Any]) -> Iterator[str]:
                     f"'{where}' imports {module}, which is not of the standard library's harmless "
                     "part, MONAI's or in 'required_packages_version'; leave it out"
                 )
+
+
+def _own_names(bundle: Bundle, text: str) -> list[str]:
+    """Modules of ours that an expression names in full, or asks the config's ``code`` for."""
+    package = bundle.package or "mod_components"
+    return [
+        *re.findall(r"\bmod_components(?:_\d\w*)?\.[a-z_][\w.]*", text),
+        *(f"{package}.{name}" for name in re.findall(r"@code\('([\w.]+)'\)", text)),
+    ]
 
 
 def _dangling(parser: ConfigParser, config: dict[str, Any]) -> Iterator[str]:

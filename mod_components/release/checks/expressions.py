@@ -29,11 +29,12 @@ REFUSED_MODULES = {
     *("subprocess", "telnetlib", "urllib", "webbrowser", "xmlrpc", "zipimport"),
 }
 REFUSED_NAMES = re.compile(
-    r"system|popen\w*|Popen|exec\w*|eval|compile|spawn\w*|fork\w*|kill\w*|__import__|breakpoint"
+    r"system|popen\w*|Popen|exec\w*|spawn\w*|fork\w*|kill\w*|__import__|breakpoint"
     r"|rmtree|unlink|remove|removedirs|rmdir|rename|renames|chmod|chown|symlink\w*|truncate"
     r"|write_text|write_bytes|urlopen|urlretrieve|download_url|load_library|hub|cpp_extension"
     r"|__subclasses__|__globals__|__builtins__|__code__|__bases__|__mro__|__reduce\w*|__loader__"
 )
+REFUSED_BUILTINS = {"eval", "compile", "open", "input", "globals", "vars", "delattr"}
 ALWAYS = {"monai", "torch", "numpy", "ignite"}
 
 
@@ -80,7 +81,8 @@ def expression_problems(text: str) -> Iterator[str]:
     Args:
         text: an expression with its "$".
     """
-    source = ReferenceResolver.update_refs_pattern(value=text, refs={})[1:].strip()
+    known: dict[str, object] = dict.fromkeys(references(text))
+    source = ReferenceResolver.update_refs_pattern(value=text, refs=known)[1:].strip()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -96,7 +98,8 @@ def expression_problems(text: str) -> Iterator[str]:
             name = node.id
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             name = node.value if node.value.startswith("__") else ""
-        if REFUSED_NAMES.fullmatch(name):
+        builtin = isinstance(node, ast.Name) and name in REFUSED_BUILTINS
+        if builtin or REFUSED_NAMES.fullmatch(name):
             yield f"uses {name}, which no bundle needs"
 
 

@@ -33,7 +33,6 @@ LEFTOVERS = {
     r"\.DS_Store|Thumbs\.db|desktop\.ini|\.ipynb_checkpoints|\.idea|\.vscode": "a program's own",
     r"\.git|\.gitignore|\.gitattributes": "of version control",
     r"last\.pt|previous": "the state of a training, which no user of the network needs",
-    r"datalist\.json": "a list of the cases of a training",
     r"eval|tensorboard|events\.out\.tfevents.*": "the output of a training or an evaluation",
     r".*\.(tmp|bak|swp|orig)|.*~": "a temporary file",
 }
