@@ -133,6 +133,51 @@ class Commands:
 
         print(table(tune(runs, dataset_dir)))
 
+    def pack(
+        self,
+        name: str,
+        *,
+        run: str = "",
+        dist: str = "dist",
+        base_url: str = "",
+        datalist: bool | str = False,
+    ) -> None:
+        """Pack a trained bundle into a zip that runs where this package is not installed.
+
+        Args:
+            name: a bundle, such as ``swinunetr_mod``, or ``all``; from the repository's root.
+            run: the folder (``bundle_root``) of the training; by default the bundle's own.
+            dist: the folder to write into.
+            base_url: where the zip will be found, for ``model_info.json``.
+            datalist: pack the list of the cases too; their ids can be names of patients.
+        """
+        from mod_components.release.pack import pack, pack_all
+
+        if name == "all" and run:
+            raise SettingsError("pack: --run is the training of one bundle; name that bundle.")
+        listed = flag(datalist)
+        if name == "all":
+            paths = pack_all(dist=dist, base_url=base_url, datalist=listed)
+        else:
+            paths = [pack(name, run=run, dist=dist, base_url=base_url, datalist=listed)]
+        print("\n".join(str(path) for path in paths))
+
+    def verify(self, *paths: str) -> None:
+        """Check bundles offline, packed or not, and print what is wrong; exit 1 on anything.
+
+        Args:
+            paths: zips and folders of bundles; ``all`` is every zip in ``dist/`` or, where there
+                is none, every folder in ``bundles/``.
+        """
+        from mod_components.release.verify import bundles_to_verify, verify
+
+        passed = True
+        for path in bundles_to_verify(paths):
+            report = verify(path)
+            print("\n".join(report.lines()), flush=True)
+            passed &= report.passed
+        sys.exit(not passed)
+
     def curves(self, *runs: str, output: str = "curves.png") -> None:
         """Draw the curves of several runs into one picture.
 

@@ -120,12 +120,17 @@ class Place:
         )
         if done.returncode:
             shown = " ".join(str(part).strip().splitlines()[0] for part in arguments[:8])
-            raise UserError(f"python {shown} ended with:\n{(done.stdout + done.stderr)[-3000:]}")
+            output = done.stdout + done.stderr
+            first = re.search(r"^[\w.]*(Error|Exception): .*", output, re.MULTILINE)
+            why = first[0] if first else output[-2000:]
+            log = self.folder / "error.log"
+            log.write_text(output, encoding="utf-8")
+            raise UserError(f"python {shown} ended with: {why}\nAll that it printed is in {log}.")
         return done.stdout
 
     def needs_setup(self) -> None:
         if not self.ready.is_file():
-            raise UserError(f"MONAI Label is not set up in {self.folder}: run 'setup' with it first.")
+            raise UserError(f"{self.folder} holds no MONAI Label yet: run 'setup' with it first.")
 
 
 def set_up(place: Place, torch_index: str) -> None:
@@ -205,7 +210,7 @@ def checked_zip(path: Path) -> str:
         raise UserError(f"{path} would unpack to more than {LARGEST // 2**30} GiB: do not use it.")
     tops = {PurePosixPath(entry.filename).parts[0] for entry in entries}
     if len(tops) != 1:
-        raise UserError(f"{path} has {len(tops)} top folders instead of one: it is no packed bundle.")
+        raise UserError(f"{path} has {len(tops)} top folders, not one: it is no packed bundle.")
     return tops.pop()
 
 
@@ -420,7 +425,7 @@ class Check:
             answer = server.segment(name, image, self.device, folder / f"{case}_answer.nii.gz")
             found = self.compare(answer, folder / f"{case}_seg.nii.gz")
             if found["different voxels"] or found["affines differ by"] > 1e-4:
-                raise UserError(f"{name} {when}: {image} is answered with another label map: {found}")
+                raise UserError(f"{name} {when}: {image} has another label map: {found}")
             print(f"{name} {when}: {image} as monai.bundle run writes it, {found}", flush=True)
             answers[case] = answer
         return answers
@@ -448,7 +453,7 @@ def modality_files(folder: Path) -> dict[str, Path]:
         pattern = re.compile(rf".+[-_]({names})\.nii(\.gz)?", re.IGNORECASE)
         files = [p for p in sorted(folder.iterdir()) if pattern.fullmatch(p.name)]
         if len(files) != 1:
-            raise UserError(f"{folder} holds {len(files)} {modality} files: give one case's folder.")
+            raise UserError(f"{folder} has {len(files)} {modality} files: give one case's folder.")
         found[modality] = files[0]
     return found
 

@@ -182,8 +182,12 @@ def _labelled(root: str) -> list[Case]:
 
 
 def _tell_what_was_seen(cases: Sequence[Case], path: Path) -> None:
-    """Warn where a checkpoint's own datalist says that it knows some of the cases."""
+    """Warn where a checkpoint's own datalist says that it knows some of the cases, or is gone."""
     if not path.is_file():
+        if path.with_name("training.json").is_file():  # a packed bundle, which leaves it out
+            logger.warning(
+                "no %s: whether the network was trained on these cases is not known.", path
+            )
         return
     content = load_datalist(path)
     ids = {case["case"] for case in cases}

@@ -8,16 +8,16 @@ from torch import Tensor
 
 __all__ = ["exported"]
 
-# A turn of ONNX's Scan costs more than the arithmetic of one position, so that a turn takes this
-# many; a longer body makes the graph larger and the scan hardly quicker.
+# A turn of the loop costs more than the arithmetic of a position, so that it takes several at once;
+# with more of them the graph grows, and with it the time to export.
 BLOCK = 16
 
 
 def exported(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     """Run the scan of :func:`mod_components.networks.selective_scan` for ``torch.onnx.export``.
 
-    Only for the exporter that works on ``torch.export`` (``dynamo=True``, torch's default): it
-    turns the loop into one ``Scan`` operator, where the older one would have to unroll it.
+    The exporter that works on ``torch.export`` (``dynamo=True``, torch's default from 2.9 on) turns
+    the loop into one ``Scan`` operator of ONNX.
 
     Args:
         u: input (B, E, L).
@@ -28,36 +28,36 @@ def exported(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tenso
         d: skip weights (E,).
 
     Returns:
-        y (B, E, L).
+        y (B, E, L); states have its dtype.
 
     Raises:
-        RuntimeError: when the older exporter, which traces, reaches it.
+        RuntimeError: when the older exporter, which traces and knows no such loop, comes here.
     """
     if torch.jit.is_tracing():
         raise RuntimeError(
-            "the selective scan can't be exported to ONNX by tracing: leave dynamo=True, "
-            "torch.onnx.export's default."
+            "SegMamba's selective scan can't be exported to ONNX by tracing: export with "
+            "dynamo=True, the default of torch.onnx.export in torch 2.9 and later."
         )
-    # private in torch, but the only loop that its exporter knows; imported here, as it takes long
+    # Private in torch, but the one loop that its exporter knows; the public-looking scan beside it
+    # compiles its body first, which takes longer than all the rest. Imported here, for it is slow.
     from torch._higher_order_ops.scan import scan_op
 
-    rates = a.t()  # (N, E)
-
-    def block(
-        before: Tensor, u: Tensor, delta: Tensor, b: Tensor, c: Tensor, rates: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        decay = torch.exp(delta.unsqueeze(2) * rates)  # (K, B, N, E)
-        added = (delta * u).unsqueeze(2) * b.unsqueeze(3)  # (K, B, N, E)
-        states = [before]  # (1, B, N, E)
-        for decay_t, added_t in zip(decay.split(1), added.split(1), strict=True):
-            states.append(added_t + decay_t * states[-1])
-        y = (torch.cat(states[1:]) * c.unsqueeze(3)).sum(2)  # (K, B, E)
-        return states[-1].clone(), y
-
-    start = u.new_zeros(1, u.shape[0], a.shape[1], u.shape[1])
-    blocks = [_blocks(x) for x in (u, delta, b, c)]  # each (L/K, K, B, E | N)
-    _, y = scan_op(block, [start], blocks, (rates,))  # (L/K, K, B, E)
+    blocks = [_blocks(x) for x in (u, delta, b, c)]  # (L/K, K, B, E | E | N | N)
+    start = u.new_zeros(1, u.shape[0], a.shape[1], u.shape[1])  # (1, B, N, E)
+    _, y = scan_op(_block, [start], blocks, (a.t(),))  # (L/K, K, B, E)
     return y.flatten(0, 1)[: u.shape[2]].permute(1, 2, 0) + u * d.unsqueeze(1)
+
+
+def _block(
+    before: Tensor, u: Tensor, delta: Tensor, b: Tensor, c: Tensor, rates: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Take K positions (K, B, X) from the state (1, B, N, E); the state after them, and their y."""
+    decays = torch.exp(delta.unsqueeze(2) * rates)  # (K, B, N, E)
+    added = (delta * u).unsqueeze(2) * b.unsqueeze(3)  # (K, B, N, E)
+    states = [before]
+    for decay, x in zip(decays.split(1), added.split(1), strict=True):
+        states.append(x + decay * states[-1])
+    return states[-1].clone(), (torch.cat(states[1:]) * c.unsqueeze(3)).sum(2)
 
 
 def _blocks(x: Tensor) -> Tensor:

@@ -66,20 +66,7 @@ def card_values(
         "loss_text": _loss_text(_parts(training)),
     }
     if training is None:
-        return values | {
-            "weights_text": "This bundle ships no weights. What it was trained on, when and with "
-            "which result stands in `models/training.json` after a training.",
-            "configuration_text": "Published settings, on data of one's own: AdamW, learning rate "
-            "0.001, weight decay 0.05, 2 epochs of warm-up (two thirds of a training of fewer "
-            "than 3), then cosine; 300 epochs; 4 crops a GPU.",
-            "performance_text": "No weights are shipped, so there is no figure to give. "
-            f"`evaluate.json` writes the figures of your own training. {DETERMINISM}",
-            "evaluate_text": "Evaluate on the held-out cases, or on another labelled data set "
-            f"(scores, label maps and `report.html`):\n\n```\n{EVALUATE}\n{EVALUATE} "
-            "--dataset_dir /data/other\n```",
-            "weights_terms_text": "This bundle contains no data and no weights trained on data of "
-            "others.",
-        }
+        return values | _without_weights()
     settings = training["settings"]
     return values | {
         "weights_text": _weights_text(training),
@@ -124,6 +111,23 @@ def metadata_values(training: Mapping[str, Any] | None, row: Mapping[str, Any]) 
         "eval_metrics": figures,
         "data_source": source[0].upper() + source[1:],
         "description": f"{description}. Trained on {source}.{on_sample}",
+    }
+
+
+def _without_weights() -> dict[str, str]:
+    return {
+        "weights_text": "This bundle ships no weights. What it was trained on, when and with "
+        "which result stands in `models/training.json` after a training.",
+        "configuration_text": "Published settings, on data of one's own: AdamW, learning rate "
+        "0.001, weight decay 0.05, 2 epochs of warm-up (two thirds of a training of fewer "
+        "than 3), then cosine; 300 epochs; 4 crops a GPU.",
+        "performance_text": "No weights are shipped, so there is no figure to give. "
+        f"`evaluate.json` writes the figures of your own training. {DETERMINISM}",
+        "evaluate_text": "Evaluate on the held-out cases, or on another labelled data set "
+        f"(scores, label maps and `report.html`):\n\n```\n{EVALUATE}\n{EVALUATE} "
+        "--dataset_dir /data/other\n```",
+        "weights_terms_text": "This bundle contains no data and no weights trained on data of "
+        "others.",
     }
 
 
@@ -218,8 +222,8 @@ def _install_text(row: Mapping[str, Any], package: str) -> str:
 
 def _use_text(package: str) -> str:
     words = (
-        "`CONFIGS` is the folder `configs` of this bundle; the commands work from any folder. Every "
-        "setting at the top of a config file can be given on the command line."
+        "`CONFIGS` is the folder `configs` of this bundle; the commands work from any folder. "
+        "Every setting at the top of a config file can be given on the command line."
     )
     if package == PACKAGE:
         return words
@@ -259,7 +263,7 @@ def _configuration_text(training: Mapping[str, Any]) -> str:
             "mask cell in voxels": "mask_cell",
         }
     facts = [f"{name} {_number(settings[key])}" for name, key in named.items() if key in settings]
-    return f"Of these weights: AdamW, cosine after the warm-up; {', '.join(facts)}."
+    return f"AdamW, cosine after the warm-up; for these weights {', '.join(facts)}."
 
 
 def _performance_text(training: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mod_components import __version__
 from mod_components.errors import SettingsError
+from mod_components.release.card import card_values, metadata_values
 
 __all__ = ["PACKAGE", "backbones", "render", "render_bundle"]
 
@@ -161,29 +162,8 @@ def _values(name: str, row: dict[str, Any], package: str) -> dict[str, Any]:
             else f"$lambda name: (@on_path, @module('{package}.' + name))[1]",
         },
         "on_path": {} if package == PACKAGE else {"on_path": ON_PATH.format(package=package)},
-        "description": f"{row['title']} for 3D segmentation of brain tumour subregions in four MRI "
-        "modalities, trained with MOD (Online Tokenizer, Dense Predictor, EMA teacher), which "
-        "leaves no trace in the trained network",
-        "data_source": "https://www.synapse.org/brats",
-        "eval_metrics": {},
-        **_texts(row),
-    }
-
-
-def _texts(row: dict[str, Any]) -> dict[str, str]:
-    """Words of the model card that follow from a row."""
-    target = row["network_def"]["_target_"]
-    package, _, bare = target.rpartition(".")
-    package = package.partition(".")[0] or "monai"  # MONAI finds its own classes by bare names
-    monai = package == "monai"
-    crop, sample_crop = (" x ".join(map(str, row[key])) for key in ("roi_size", "sample_roi_size"))
-    on_sample = "on the sample too" if crop == sample_crop else f"{sample_crop} on the sample"
-    return {
-        "network_text": f"MONAI's own `monai.networks.nets.{bare}`" if monai else f"`{target}`",
-        "install_text": "It runs where this project is not installed."
-        if monai
-        else f"`{package}` must be installed where it is loaded.",
-        "crop_text": f"{crop} voxels ({on_sample})",
+        **metadata_values(None, row),
+        **card_values(None, row),
         "export_shape": str([1, 4, *row["sample_roi_size"]]),
     }
 

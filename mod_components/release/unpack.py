@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import sys
 import tempfile
 import unicodedata
@@ -38,6 +39,7 @@ SMALL = 10**7  # below this a high ratio does no harm
 PIECE = 2**20
 MEND = "get the bundle anew from its publisher"
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)
+EXTRA = {0x0001, 0x000A, 0x5455, 0x7875}  # sizes beyond 4 GB; times and owners of common programs
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -200,10 +202,22 @@ def _unsafe(entry: zipfile.ZipInfo) -> Iterator[str]:
         name.endswith("/") and (kind == stat.S_IFREG or entry.file_size)
     ):
         yield "is a file and a folder at once"
+    if entry.comment or not _known_extra(entry.extra):
+        yield "has a comment or an unknown field, in which other entries can hide"
     if entry.flag_bits & 0x2041:
         yield "is encrypted"
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         yield "is compressed by another method than deflate"
+
+
+def _known_extra(extra: bytes) -> bool:
+    """Whether the extra field holds times, owners and long sizes alone, whole."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        if kind not in EXTRA or len(extra) < 4 + length:
+            return False
+        extra = extra[4 + length :]
+    return not extra
 
 
 def _collisions(entries: Sequence[zipfile.ZipInfo]) -> list[Finding]:
@@ -294,11 +308,13 @@ def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> 
     target.parent.mkdir(parents=True, exist_ok=True)
     # zipfile stops silently at the size that the directory gives: ask for more to see a lie
     longer = copy.copy(entry)
-    longer.file_size += 1
+    longer.file_size += 2 * PIECE
     size = 0
     with archive.open(longer) as source, open(target, "xb") as file:
         while piece := source.read(PIECE):
             size += len(piece)
+            if size > entry.file_size:
+                break
             file.write(piece)
     if size != entry.file_size:
         found = "more" if size > entry.file_size else f"{size}"

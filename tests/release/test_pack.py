@@ -232,7 +232,7 @@ def test_the_card_begins_with_what_it_was_trained_on(archive: Path, tmp_path: Pa
     assert lines[2].startswith("**Trained on the embedded sample of synthetic brains")
     assert "do not use them on patients' scans" in lines[4]
     assert "| whole tumour | 0.7045 |" in lines
-    assert f"`{PACKAGE}/`" in "\n".join(lines)
+    assert f"in its own folder `{PACKAGE}`" in "\n".join(lines)
     assert (
         "Its weights were trained on the embedded sample alone"
         in (bundle / "docs" / "data_license.txt").read_text()
@@ -263,8 +263,8 @@ def test_it_trains_and_infers_where_the_package_is_not(
     (tmp_path / "empty").mkdir()
     done = run_bundle(
         bundle / "configs" / "train.json",
-        *("--dataset_dir", str(data), "--epochs", "1", "--val_interval", "1"),
-        *("--batch_size", "1", "--num_workers", "0", "--overlap", "0.1"),
+        *("--dataset_dir", str(data), "--epochs", "1", "--val_interval", "2"),
+        *("--batch_size", "1", "--num_workers", "0", "--train#trainer#epoch_length", "1"),
         cwd=tmp_path / "empty",
         PYTHONPATH=str(tmp_path / "site"),
     )

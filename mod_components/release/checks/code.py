@@ -9,11 +9,12 @@ from pathlib import Path
 import mod_components
 from mod_components.errors import SettingsError
 from mod_components.release.checks.bundle import Bundle, Problem
-from mod_components.release.vendor import vendored_files, vendored_name
+from mod_components.release.vendor import config_modules, vendored_files, vendored_name
 
 __all__ = ["check_code", "names_code"]
 
-PACKAGE = re.compile(r"mod_components(_\d\w*)?")
+HOME = "mod_components"
+PACKAGE = re.compile(rf"{HOME}(_\d\w*)?")
 
 
 def check_code(bundle: Bundle) -> list[Problem]:
@@ -33,24 +34,31 @@ def check_code(bundle: Bundle) -> list[Problem]:
             "verify it with its own release"
         )
         return [Problem("code", bundle.package, message)]
-    problems = []
-    for path in bundle.entries:
-        vendored = path.startswith(f"{bundle.package}/") and path.endswith(".py")
-        if vendored and bundle.texts.get(path) != _own(path, bundle.package):
-            message = "is no module of this release, or was changed; pack the bundle anew"
-            problems.append(Problem("code", path, message))
-    return problems
+    configs = [text for path, text in bundle.texts.items() if path.startswith("configs/")]
+    named = config_modules(configs, bundle.package)
+    known = {name for name in named if not names_code(bundle, bundle.package + name[len(HOME) :])}
+    try:
+        own = _own_files(bundle.package, frozenset(known))
+    except SettingsError as error:
+        return [Problem("code", bundle.package, f"{error}; pack the bundle anew")]
+    found = {
+        path
+        for path in bundle.entries
+        if path.startswith(f"{bundle.package}/") and path.endswith(".py")
+    }
+    surplus = "is no module that the configs need, or was changed; pack the bundle anew"
+    missing = "is missing, and the configs or other modules need it; pack the bundle anew"
+    return [
+        Problem("code", path, surplus if path in found else missing)
+        for path in sorted(found | set(own))
+        if path not in found or bundle.texts.get(path) != own.get(path)
+    ]
 
 
 @cache
-def _own(path: str, package: str) -> str | None:
-    """Text of the module of this release that belongs at a path."""
-    inner = path.removeprefix(f"{package}/").removesuffix(".py").removesuffix("__init__")
-    module = f"mod_components/{inner}".rstrip("/").replace("/", ".")
-    try:
-        return vendored_files(package, [module]).get(path)
-    except SettingsError:
-        return None
+def _own_files(package: str, modules: frozenset[str]) -> dict[str, str]:
+    """This release's modules, as packing writes them."""
+    return vendored_files(package, modules)
 
 
 def names_code(bundle: Bundle, dotted: str) -> str:
@@ -64,13 +72,12 @@ def names_code(bundle: Bundle, dotted: str) -> str:
         What is wrong, and the mend; empty when it is there.
     """
     package, *parts = dotted.split(".")
-    if package == bundle.package:
-        root = bundle.folder
-    elif package == "mod_components" and not bundle.packed and not bundle.package:
-        root = Path(mod_components.__file__).parents[1]  # a bundle of the repository
+    if package == bundle.package != vendored_name():
+        folder = bundle.folder / package
+    elif package == (bundle.package or HOME) and (bundle.package or not bundle.packed):
+        folder = Path(mod_components.__file__).parent  # which the bundle's own modules must equal
     else:
-        return "a package that the bundle does not bring along; pack the bundle anew"
-    folder = root / package
+        return "of a package that the bundle does not bring along; pack the bundle anew"
     for depth in range(len(parts), -1, -1):
         base = folder.joinpath(*parts[:depth])
         file = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
@@ -81,4 +88,4 @@ def names_code(bundle: Bundle, dotted: str) -> str:
         if not rest or re.search(rf"\b{re.escape(rest[0])}\b", text):
             return ""
         break
-    return "which is not among the modules that it brings along; pack the bundle anew"
+    return "which is not in that package; correct the name"

@@ -73,10 +73,13 @@ def _config(bundle: Bundle, path: str, config: dict[str, Any]) -> Iterator[str]:
             return
     yield from _targets(bundle, config)
     yield from _expressions(bundle, config)
+    missing = _missing(path, parser) if path in FOR_LABEL else []
+    for name in missing:
+        yield f"'{name}' is missing, which MONAI and MONAI Label look for; add it"
     if path in (TRAIN, INFERENCE, EVALUATE):
-        yield from _dangling(parser, config)
-    if path in FOR_LABEL:
-        yield from _required(path, parser)
+        yield from _dangling(parser, config, [name.replace("#", "::") for name in missing])
+    if path == TRAIN and "train::handlers" in parser:
+        yield from _handlers(parser["train::handlers"])
 
 
 def _targets(bundle: Bundle, config: dict[str, Any]) -> Iterator[str]:
@@ -161,26 +164,26 @@ def _own_names(bundle: Bundle, text: str) -> list[str]:
     ]
 
 
-def _dangling(parser: ConfigParser, config: dict[str, Any]) -> Iterator[str]:
+def _dangling(parser: ConfigParser, config: dict[str, Any], missing: list[str]) -> Iterator[str]:
+    """References to what is not there, and is not reported as missing."""
     for where, text in strings(config):
         for reference in sorted(references(text)):
-            if reference not in parser:
+            if reference not in parser and reference not in missing:
                 yield f"'{where}' refers to @{reference}, which the config has not; correct the id"
 
 
-def _required(path: str, parser: ConfigParser) -> Iterator[str]:
+def _missing(path: str, parser: ConfigParser) -> list[str]:
     properties: Any = TrainProperties if path == TRAIN else InferProperties
     ids = [
         str(facts[BundlePropertyConfig.ID]).replace("::", "#")
         for facts in properties.values()
         if facts[BundleProperty.REQUIRED]
     ]
-    for name in dict.fromkeys([*ids, *FOR_LABEL[path]]):
-        if name.replace("#", "::") not in parser:
-            yield f"'{name}' is missing, which MONAI and MONAI Label look for; add it"
-    if path != TRAIN or "train::handlers" not in parser:
-        return
-    handlers = parser["train::handlers"]
+    names = dict.fromkeys([*ids, *FOR_LABEL[path]])
+    return [name for name in names if name.replace("#", "::") not in parser]
+
+
+def _handlers(handlers: Any) -> Iterator[str]:
     if not isinstance(handlers, list) or not all(isinstance(item, dict) for item in handlers):
         yield "'train#handlers' is no list of objects, as MONAI's check needs; write it as one"
     elif not any("Checkpoint" in str(item.get("_target_")) for item in handlers):

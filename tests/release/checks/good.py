@@ -89,10 +89,11 @@ def edit(folder: Path, path: str, **changes: Any) -> None:
         node = document
         for key in parents:
             node = node[int(key)] if isinstance(node, list) else node[key]
+        at = int(last) if isinstance(node, list) else last
         if value is None:
-            del node[last]
+            del node[at]
         else:
-            node[last] = value
+            node[at] = value
     file.write_text(json.dumps(document, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

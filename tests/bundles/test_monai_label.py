@@ -1,0 +1,174 @@
+"""What MONAI Label 0.8.5 does with ``inference.json``, and with packed bundles on a server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.transforms import SaveImaged
+
+from mod_components import __version__
+from mod_components.release.pack import pack
+from tests.bundles.conftest import REPOSITORY, run_bundle, short_training
+from tests.release.runs import BUNDLES, make_run
+
+SCRIPT = REPOSITORY / "docs" / "how-to" / "monai_label.py"
+PACKAGE = f"mod_components_{__version__.replace('.', '_')}"
+NEW_NAMES = {"t1ce": "t1c", "t1": "t1n", "t2": "t2w", "flair": "t2f"}
+CODES = {0, 1, 2, 4}
+
+
+@pytest.fixture(scope="module", params=["swinunetr", "segmamba"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MONAI's network and ours, packed; small, with first weights."""
+    folder = tmp_path_factory.mktemp("served")
+    torch.manual_seed(3)
+    run = make_run(folder / "run", request.param)
+    path = pack(request.param, bundles=BUNDLES, run=run, dist=folder / "dist")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+    return folder / f"{request.param}_mod"
+
+
+@pytest.fixture(autouse=True)
+def _own_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each bundle brings its own package, from a folder of its own."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def scans(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One case as four files, under new names, and as one 4D file whose axes run the other way."""
+    folder = tmp_path_factory.mktemp("scans")
+    case = small_sample / "Sample_002"
+    parts = []
+    for old, new in NEW_NAMES.items():
+        source = case / f"Sample_002_{old}.nii.gz"
+        for kind, name in (("siblings", f"A_{old}"), ("renamed", f"A-{new}")):
+            (folder / kind).mkdir(exist_ok=True)
+            shutil.copy(source, folder / kind / f"{name}.nii.gz")
+        parts.append(nib.load(source))
+    voxels = np.stack([np.asarray(part.dataobj) for part in parts], axis=-1)
+    stack = nib.Nifti1Image(voxels, parts[0].affine).as_reoriented(
+        np.array([[0, -1], [1, -1], [2, 1]])
+    )
+    (folder / "stacked").mkdir()
+    nib.save(stack, folder / "stacked" / "A.nii.gz")
+    return {
+        "stacked": folder / "stacked" / "A.nii.gz",
+        "siblings": folder / "siblings" / "A_t2.nii.gz",
+        "renamed": folder / "renamed" / "A-t2f.nii.gz",
+    }
+
+
+def served(bundle: Path, image: Path) -> Any:
+    """The label map of one request, by the steps of ``BundleInferTask``."""
+    sys.path.insert(0, str(bundle))
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "inference.json"))
+    parser.config.update({"bundle_root": str(bundle)})
+    parser.config["use_click"] = False
+    network = parser.get_parsed_content("network_def", instantiate=True)
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert set(network.state_dict()) == set(weights)
+    network.load_state_dict(weights, strict=False)
+    sys.path.remove(str(bundle))
+
+    data: dict[str, Any] = {"image": str(image), "image_path": str(image), "device": "cpu"}
+    parser.config.update({"device": "cpu"})
+    for step in parser.get_parsed_content("preprocessing", instantiate=True).transforms:
+        data = step(data)
+    inferer = parser.get_parsed_content("inferer", instantiate=True)
+    with torch.no_grad():
+        data["pred"] = inferer(data["image"][None], network.eval())[0]
+    steps = parser.get_parsed_content("postprocessing", instantiate=True).transforms
+    for step in steps:
+        data = data if isinstance(step, SaveImaged) else step(data)
+    # MONAI Label's last step resizes to this, and its writer takes this affine
+    assert tuple(data["image"].meta["spatial_shape"]) == tuple(data["pred"].shape[1:])
+    return data["pred"]
+
+
+@pytest.mark.parametrize("kind", ["stacked", "siblings", "renamed"])
+def test_the_answer_is_what_a_run_writes(
+    kind: str, bundle: Path, scans: dict[str, Path], tmp_path: Path
+) -> None:
+    answer = served(bundle, scans[kind])
+    done = run_bundle(
+        bundle / "configs" / "inference.json",
+        *("--dataset_dir", str(scans[kind].parent), "--output_dir", str(tmp_path)),
+        *("--device", "cpu", "--label_codes", "[1,2,4]"),
+        cwd=tmp_path,
+        threads=1,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = nib.load(tmp_path / "A_seg.nii.gz")
+    assert tuple(answer.shape) == (1, *written.shape)
+    assert answer.dtype == torch.uint8
+    np.testing.assert_array_equal(answer[0].numpy(), np.asarray(written.dataobj))
+    np.testing.assert_allclose(answer.affine.numpy(), written.affine, atol=1e-5)
+    np.testing.assert_allclose(written.affine, nib.load(scans[kind]).affine, atol=1e-5)
+    codes = set(np.unique(answer))
+    assert codes <= CODES
+    assert len(codes) > 1
+
+
+def test_one_file_and_four_have_one_answer(bundle: Path, scans: dict[str, Path]) -> None:
+    stacked, siblings = (served(bundle, scans[kind])[0].numpy() for kind in ("stacked", "siblings"))
+    np.testing.assert_array_equal(stacked[::-1, ::-1], siblings)
+
+
+def test_the_labels_that_it_shows(bundle: Path) -> None:
+    metadata = ConfigParser.load_config_file(str(bundle / "configs" / "metadata.json"))
+    told = next(iter(metadata["network_data_format"]["outputs"].values()))["channel_def"]
+    labels = {name.lower(): int(code) for code, name in told.items() if name != "background"}
+    assert labels == {"necrotic core": 1, "oedema": 2, "enhancing tumour": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+def test_two_bundles_on_one_server(tmp_path: Path, small_sample: Path) -> None:
+    """The how-to's script sets MONAI Label up, segments and trains, and says PASS."""
+    zips = []
+    for name in ("swinunetr", "segmamba"):
+        run = tmp_path / "runs" / name
+        done = run_bundle(
+            BUNDLES / f"{name}_mod" / "configs" / "train.json",
+            *short_training(name, small_sample, epochs=1),
+            *("--bundle_root", str(run)),
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        zips.append(str(pack(name, bundles=BUNDLES, run=run, dist=tmp_path / "dist")))
+    folder = tmp_path / "label"
+    run_script("setup", str(folder))
+    output = run_script("check", str(folder), *zips)
+    assert output.strip().splitlines()[-1] == "PASS"
+    assert output.count("as monai.bundle run writes it") == 12
+
+
+def run_script(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
