@@ -186,7 +186,9 @@ def put_bundle(place: Place, source: str, models: Path, replace: bool) -> str:
     else:
         shutil.rmtree(target, ignore_errors=True)
         if path.is_dir():
-            shutil.copytree(path, target)
+            # MONAI Label would load the weights file with the shortest name, were there several
+            others = shutil.ignore_patterns("last.pt", "model_ema.pt", "previous", "__pycache__")
+            shutil.copytree(path, target, ignore=others)
         else:
             with zipfile.ZipFile(path) as archive:
                 archive.extractall(models)
@@ -390,24 +392,33 @@ class Check:
 
     def run(self) -> None:
         """All checks; raises at the first that fails."""
-        log = self.folder / "server.log"
-        with Server(self.place, self.app, self.names, self.studies, free_port(), log) as server:
+        with self.server("server.log") as server:
             for name in self.names:
                 self.check_labels(server, name)
             # one after the other for each step: the bundles share one server's process
             before = {name: self.check_answers(server, name, "before") for name in self.names}
             for name in self.names:
                 self.check_training(server, name, before[name])
+        with self.server("server_again.log") as server:
             for name in self.names:
-                self.check_answers(server, name, "at the end")
-        text = log.read_text(errors="replace")
-        if found := [sign for sign in BAD_SIGNS if sign in text]:
-            raise UserError(f"{log} has {found}")
+                self.check_answers(server, name, "after a restart")
+        for log in self.folder.glob("*.log"):
+            text = log.read_text(errors="replace")
+            if found := [sign for sign in BAD_SIGNS if sign in text]:
+                raise UserError(f"{log} has {found}")
+
+    def server(self, log: str) -> Server:
+        path = self.folder / log
+        return Server(self.place, self.app, self.names, self.studies, free_port(), path)
+
+    def labels(self, name: str) -> dict[str, int]:
+        """What a bundle's metadata say of its label map."""
+        text = (self.models / name / "configs" / "metadata.json").read_text(encoding="utf-8")
+        told = json.loads(text)["network_data_format"]["outputs"]["pred"]["channel_def"]
+        return {label.lower(): int(code) for code, label in told.items() if int(code)}
 
     def check_labels(self, server: Server, name: str) -> None:
-        metadata = json.loads((self.models / name / "configs" / "metadata.json").read_text())
-        told = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
-        expected = {label.lower(): int(code) for code, label in told.items() if int(code)}
+        expected = self.labels(name)
         found = json.loads(server.ask("/info/"))["models"][name]["labels"]
         if found != expected:
             raise UserError(f"{name}: /info/ names the labels {found}, its metadata {expected}")
@@ -426,6 +437,8 @@ class Check:
             found = self.compare(answer, folder / f"{case}_seg.nii.gz")
             if found["different voxels"] or found["affines differ by"] > 1e-4:
                 raise UserError(f"{name} {when}: {image} has another label map: {found}")
+            if unknown := set(found["codes"]) - {0, *self.labels(name).values()}:
+                raise UserError(f"{name} {when}: {image} has codes that nothing names: {unknown}")
             print(f"{name} {when}: {image} as monai.bundle run writes it, {found}", flush=True)
             answers[case] = answer
         return answers

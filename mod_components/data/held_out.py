@@ -72,7 +72,7 @@ def prepare_evaluation(
     content = load_datalist(path) if datalist or path.is_file() else None
     sample = not dataset_dir and (content is None or content.get("name") == SAMPLE)
     root = full_path(dataset_dir) or (
-        content["dataset_dir"] if content else sample_folder("evaluation")
+        sample_folder("evaluation") if sample or content is None else content["dataset_dir"]
     )
     if content is None and not dataset_dir:
         content = make_datalist(root)

@@ -117,7 +117,9 @@ def prepare_training(
             )
         if resumed:
             fold = _fold_to_resume(fold, content, written)
-        root = root or content["dataset_dir"]
+        root = root or (
+            sample_folder("training") if content.get("name") == SAMPLE else content["dataset_dir"]
+        )
     else:
         root = root or sample_folder("training")
         # what is incomplete is reported below, with all else that is wrong

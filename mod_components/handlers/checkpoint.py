@@ -57,6 +57,8 @@ class Checkpoint:
         resume: continue from ``last.pt`` (true, false or a string saying so).
         settings: what to note of the run in ``training.json``.
         datalist: the split to write to ``datalist.json``.
+        resumable: write ``last.pt``. MONAI Label takes the weights file with the shortest name
+            when it starts, and goes on with random weights when that is ``last.pt``.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Checkpoint:
         resume: bool | str = False,
         settings: Mapping[str, Any] | None = None,
         datalist: Mapping[str, Any] | None = None,
+        resumable: bool = True,
     ) -> None:
         self.folder = Path(ckpt_dir)
         self.network = network
@@ -76,6 +79,7 @@ class Checkpoint:
         self.resume = flag(resume)
         self.settings = dict(settings or {})
         self.datalist = dict(datalist or {})
+        self.resumable = resumable
         pretrained = bool(self.settings.get("pretrained"))
         self.history = _history(self.folder / REPORT, self.resume) if pretrained else []
         self._keeps_earlier = not self.resume
@@ -160,6 +164,8 @@ class Checkpoint:
             # before last.pt: a run killed between the two redoes the epoch and its best model
             save_json(self._report(engine), self.folder / REPORT)
             save_tensors(weights, self.folder / MODEL)
+        if not self.resumable:
+            return
         state: dict[str, Any] = {"network": weights}
         state |= {name: item.state_dict() for name, item in self.objects.items()}
         state["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else {}

@@ -137,6 +137,8 @@ def test_listed_cases_train_into_new_weights(bundle: Path, studies: list[dict[st
     ]
     assert story["iteration"] == 3
     assert 0 <= story["metrics"]["val_mean_dice"] <= 1
+    # a server that is started anew takes the weights file with the shortest name
+    assert [path.name for path in (bundle / "models").glob("*.pt")] == ["model.pt"]
 
 
 @pytest.mark.parametrize("validation", [None, []])
