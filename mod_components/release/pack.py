@@ -22,6 +22,7 @@ from mod_components.release.trained import (
     check_weights,
     cleaned,
     read_training,
+    recorded_network,
     trained_row,
     without_case_ids,
     without_paths,
@@ -127,6 +128,7 @@ def _prepare(name: str, bundles: Path, run: Path | None, datalist: bool) -> _Pac
     training = read_training(models, full, _training_command(bundles / full))
     row = trained_row(table[short], training["settings"], models / "training.json")
     row["parameters"] = f"{check_weights(row, models / 'model.pt') / 1e6:.1f} M"
+    training["settings"].setdefault("network", recorded_network(row))  # older ones lack it
     files: dict[str, bytes | Path] = {"models/model.pt": models / "model.pt"}
     package = vendored_name()
     training = cleaned(training, package)

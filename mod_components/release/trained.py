@@ -20,6 +20,7 @@ __all__ = [
     "check_weights",
     "cleaned",
     "read_training",
+    "recorded_network",
     "trained_row",
     "without_case_ids",
     "without_paths",
@@ -92,6 +93,15 @@ def trained_row(row: Mapping[str, Any], settings: Mapping[str, Any], path: Path)
             target = record.pop("target")
             changed["network_def"] = {"_target_": target, **record}
     return {**row, **changed}
+
+
+def recorded_network(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Class and arguments of a row's network, as a training notes them in ``training.json``.
+
+    Args:
+        row: from :func:`trained_row`.
+    """
+    return _filled(row["network_def"], {**row["network_settings"], "roi_size": row["roi_size"]})
 
 
 def check_weights(row: Mapping[str, Any], path: Path) -> int:

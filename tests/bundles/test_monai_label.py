@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nibabel as nib
@@ -46,8 +49,9 @@ def _own_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each bundle brings its own package, from a folder of its own."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
-        del sys.modules[name]
+    for name in list(sys.modules):
+        if name.partition(".")[0] == PACKAGE:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +143,67 @@ def test_the_labels_that_it_shows(bundle: Path) -> None:
     assert labels == {"necrotic core": 1, "oedema": 2, "enhancing tumour": 4}
 
 
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("monai_label", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("../x", "leads elsewhere: do not use it"),
+        ("/x", "leads elsewhere"),
+        ("a\\..\\x", "leads elsewhere"),
+        ("C:/x", "leads elsewhere"),
+        ("link", "leads elsewhere"),
+        ("b/x", "has 2 top folders, not one"),
+        ("a/x", "would unpack to more than 0 GiB"),
+    ],
+)
+def test_the_script_refuses_hostile_zips(
+    entry: str,
+    message: str,
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/y", "")
+        info = zipfile.ZipInfo(entry)
+        if entry == "link":
+            info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "z")
+    if entry == "a/x":
+        monkeypatch.setattr(script, "LARGEST", 0)
+    models = tmp_path / "models"
+    models.mkdir()
+    with pytest.raises(script.UserError, match=message):
+        script.put_bundle(script.Place(tmp_path / "place"), str(path), models, False)
+    assert not list(models.iterdir())
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["a.zip", "models"]
+
+
+def test_the_script_says_what_is_missing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "check", str(tmp_path / "none"), "x.zip"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("FAIL: ")
+    assert "holds no MONAI Label yet: run 'setup' with it first." in done.stdout
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="MONAI Label 0.8.5 needs Python 3.10/3.11")
 @pytest.mark.timeout(5400)
 def test_two_bundles_on_one_server(tmp_path: Path, small_sample: Path) -> None:
     """The how-to's script sets MONAI Label up, segments and trains, and says PASS."""

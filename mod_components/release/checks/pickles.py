@@ -88,16 +88,15 @@ def _in_zip(path: Path) -> str:
 def _in_member(entry: zipfile.ZipInfo, member: IO[bytes]) -> str:
     if found := _object_array(member):
         return found
+    if not entry.filename.endswith(".pkl"):  # numbers, which can look like an old pickle by chance
+        return ""
     member.seek(0)
     names = pickled_names(member)
-    is_pickle = entry.filename.endswith(".pkl")
     if names is None:
-        return "holds a damaged pickle" if is_pickle else ""
+        return "holds a damaged pickle"
     if unsafe := [name for name in names if not ALLOWED.fullmatch(name)]:
         shown = ", ".join(name.replace(" ", ".") for name in unsafe[:3])
         return f"holds pickled code, which runs when it is loaded ({shown})"
-    if not is_pickle and names:
-        return f"holds a pickle named {entry.filename!a}"
     return ""
 
 
