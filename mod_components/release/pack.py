@@ -212,7 +212,7 @@ def _zip(file: BinaryIO, bundle: _Packed) -> None:
 
 
 def _sha1(path: Path) -> str:
-    digest = hashlib.sha1(usedforsecurity=False)  # what MONAI's download compares
+    digest = hashlib.sha1(usedforsecurity=False)  # what model_info.json holds in the Model Zoo
     with open(path, "rb") as file:
         while piece := file.read(2**20):
             digest.update(piece)

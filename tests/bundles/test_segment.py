@@ -148,9 +148,10 @@ def test_a_pickle_is_refused(bundle: Path, case: Path, tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (trace,))
 
-    torch.save({"weight": Hostile()}, tmp_path / "model.pt")
+    weights = tmp_path / "model.pt"
+    torch.save({"weight": Hostile()}, weights)
     made = workflow(
-        bundle, dataset_dir=str(case), output_dir=str(tmp_path), checkpoint=str(tmp_path / "model.pt")
+        bundle, dataset_dir=str(case), output_dir=str(tmp_path), checkpoint=str(weights)
     )
     with pytest.raises(RuntimeError) as caught:
         made.run()
