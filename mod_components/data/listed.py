@@ -8,12 +8,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 from monai.transforms import MapTransform
+from nibabel.filebasedimages import ImageFileError
 
 from mod_components.data.checks import usable_cases
 from mod_components.data.decathlon import decathlon_layout
 from mod_components.data.layouts import record_beside
-from mod_components.data.records import BRATS, CODES, CaseRecord, Layout
+from mod_components.data.records import BRATS, BRATS2023, CODES, CaseRecord, Layout
 from mod_components.errors import DataError
 
 __all__ = ["FindModalitiesd", "listed_layout", "listed_records", "usable_listed"]
@@ -67,7 +70,9 @@ def listed_records(cases: Sequence[Mapping[str, Any]]) -> list[CaseRecord]:
 
 
 def listed_layout(records: Sequence[CaseRecord]) -> Layout:
-    """Channel order of listed cases, with the label codes that the bundles' metadata name.
+    """Channel order of listed cases, and the label codes that the bundles' metadata name.
+
+    Enhancing tumour is 4 or 3: 3D Slicer numbers the segments that it submits by their places.
 
     4D files have the channels T1ce, T1, T2, FLAIR, or the order that a ``dataset.json`` beside
     them or in the folder above declares, as a Decathlon task does.
@@ -87,7 +92,8 @@ def listed_layout(records: Sequence[CaseRecord]) -> Layout:
             "train on cases of one kind."
         )
     order = next(iter(orders), (0, 1, 2, 3))
-    return Layout(BRATS, order, dict(CODES[BRATS]))
+    aliases = {CODES[BRATS2023]["enhancing"]: CODES[BRATS]["enhancing"]}
+    return Layout(BRATS, order, dict(CODES[BRATS]), aliases)
 
 
 def usable_listed(
@@ -112,7 +118,11 @@ def usable_listed(
         raise DataError("no labelled case is listed to train on: label one first.")
     records = [listed_records(cases) for cases in (training, validation)]
     layout = listed_layout([*records[0], *records[1]])
-    good = {id(r) for r in usable_cases([*records[0], *records[1]], layout, skip_bad=skip_bad)[0]}
+    good: set[int] = set()
+    for name in (BRATS, BRATS2023):  # a label map may have either code, and never both
+        part = [r for r in (*records[0], *records[1]) if _codes_of(r) == name]
+        own = Layout(name, layout.channel_order, dict(CODES[name]))
+        good |= {id(r) for r in (usable_cases(part, own, skip_bad=skip_bad)[0] if part else [])}
     chosen = [[r.as_case() for r in part if id(r) in good] for part in records]
     if not chosen[0]:
         raise DataError("no listed case is left to train on: mend the cases named above.")
@@ -145,3 +155,12 @@ def _channel_order(record: CaseRecord) -> tuple[int, ...]:
         if described.is_file() and '"modality"' in described.read_text(encoding="utf-8"):
             return decathlon_layout(place, legacy_et=False).channel_order
     return _TASK01_ORDER if folder.name in ("imagesTr", "imagesTs") else (0, 1, 2, 3)
+
+
+def _codes_of(record: CaseRecord) -> str:
+    """The layout whose codes a label map has; the checks say what is wrong with a damaged one."""
+    try:
+        found = np.unique(np.asarray(nib.load(str(record.label)).dataobj))  # type: ignore[attr-defined]
+    except (OSError, ValueError, EOFError, ImageFileError):
+        return BRATS
+    return BRATS2023 if 3 in found and 4 not in found else BRATS

@@ -79,11 +79,13 @@ class Layout:
         name: "brats" (2018-2022), "brats2023" (and later) or "msd" (Decathlon Task01).
         channel_order: indices that bring the loaded channels into the order of ``CHANNELS``.
         codes: label codes of "necrosis" (with non-enhancing core), "oedema" and "enhancing".
+        aliases: codes that some label maps have in place of one of ``codes``.
     """
 
     name: str
     channel_order: tuple[int, ...] = (0, 1, 2, 3)
     codes: Mapping[str, int] = field(default_factory=lambda: dict(CODES[BRATS]))
+    aliases: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def region_codes(self) -> dict[str, tuple[int, ...]]:

@@ -58,6 +58,7 @@ class LabelsToRegionsd(MapTransform):
         keys: keys of label maps.
         codes: codes of "necrosis", "oedema" and "enhancing", ``Layout.codes``.
         allow_missing_keys: whether a key may be absent.
+        aliases: codes that stand for one of ``codes``, ``Layout.aliases``.
 
     Raises:
         ValueError: if ``codes`` lacks a name, or a label map has more than one channel.
@@ -66,16 +67,24 @@ class LabelsToRegionsd(MapTransform):
     backend = _TORCH
 
     def __init__(
-        self, keys: KeysCollection, codes: Mapping[str, int], allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        codes: Mapping[str, int],
+        allow_missing_keys: bool = False,
+        aliases: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.codes = _label_codes(codes)
+        self.aliases = dict(aliases or {})
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
             _expect_channels(key, d[key], 1)
-            regions = labels_to_regions(_plain(d[key]), self.codes)
+            labels = _plain(d[key])
+            for alias, code in self.aliases.items():
+                labels = torch.where(labels == alias, code, labels)
+            regions = labels_to_regions(labels, self.codes)
             d[key] = convert_to_dst_type(regions, dst=d[key], dtype=torch.uint8)[0]
         return d
 
