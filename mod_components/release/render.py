@@ -165,6 +165,7 @@ def _values(name: str, row: dict[str, Any], package: str) -> dict[str, Any]:
         **metadata_values(None, row),
         **card_values(None, row),
         "export_shape": str([1, 4, *row["sample_roi_size"]]),
+        "export_text": row.get("export_text", "Not tried with this network."),
     }
 
 

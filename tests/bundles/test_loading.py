@@ -10,11 +10,13 @@ import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigWorkflow
 
 from mod_components.release.pack import pack
 from mod_components.release.vendor import vendored_name
@@ -95,8 +97,20 @@ def examples() -> list[str]:
     return re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
 
 
+def label_map_here(run: Path, name: str, case: Path) -> Any:
+    """The label map of the repository's own bundle with the weights of a training."""
+    workflow = ConfigWorkflow(
+        str(REPOSITORY / "bundles" / name / "configs" / "inference.json"),
+        logging_file=False,
+        workflow_type="inference",
+        ckpt_dir=str(run / "models"),
+    )
+    workflow.initialize()
+    return workflow.parser.get_parsed_content("segment")(case)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_inference_gives_the_label_map_of_the_repository(
+def test_the_examples_of_the_how_to(
     name: str,
     runs: dict[str, Path],
     downloaded: Path,
@@ -104,57 +118,49 @@ def test_inference_gives_the_label_map_of_the_repository(
     small_sample: Path,
     tmp_path: Path,
 ) -> None:
-    """By the command and by the six lines of the how-to, where this project can't be imported."""
+    """Six lines from path to label map, and the network alone, also with MONAI's own defaults."""
     case = small_sample / "Sample_002"
-    done = run_bundle(
-        REPOSITORY / "bundles" / name / "configs" / "inference.json",
-        *("--dataset_dir", str(case), "--output_dir", str(tmp_path / "here")),
-        *("--ckpt_dir", str(runs[name] / "models")),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    here = nib.load(tmp_path / "here" / "Sample_002_seg.nii.gz")
-    assert len(np.unique(here.dataobj)) > 1
-
-    done = run_bundle(
-        f"bundles/{name}/configs/inference.json",
-        *("--dataset_dir", str(case), "--output_dir", str(tmp_path / "there")),
-        cwd=downloaded,
-        PYTHONPATH=outside,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    there = nib.load(tmp_path / "there" / "Sample_002_seg.nii.gz")
-    np.testing.assert_array_equal(there.dataobj, here.dataobj)
-    np.testing.assert_array_equal(there.affine, here.affine)
-
-    example = examples()[0]
-    assert len([line for line in example.splitlines() if line.strip()]) <= 6
-    example = example.replace("swinunetr_mod", name).replace(
-        "/data/scans/BraTS2021_00495", str(case)
-    )
-    save = f"import numpy; numpy.save({str(tmp_path / 'map.npy')!r}, label_map.numpy())"
-    run_program(f"{example}\n{save}\n", downloaded, outside)
-    np.testing.assert_array_equal(np.load(tmp_path / "map.npy"), here.dataobj)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_load_gives_the_plain_network_with_its_weights(
-    name: str, runs: dict[str, Path], downloaded: Path, outside: str, tmp_path: Path
-) -> None:
-    """As the how-to has it, and with MONAI's own defaults (``train.json``)."""
-    example = examples()[1].replace("swinunetr_mod", name)
-    plain = f"monai.bundle.load({name!r}, bundle_dir='bundles')"
+    segment, load = (text.replace("swinunetr_mod", name) for text in examples())
+    assert len([line for line in segment.splitlines() if line.strip()]) <= 6
+    segment = segment.replace("/data/scans/BraTS2021_00495", str(case))
+    home = ("monai.networks.nets.", f"{vendored_name()}.networks.")
     run_program(
-        f"import torch\n{example}\nother = {plain}\n"
+        f"import numpy, torch\n{segment}\n"
+        f"numpy.savez({str(tmp_path / 'map.npz')!r}, voxels=label_map, affine=label_map.affine)\n"
+        f"{load}\nother = monai.bundle.load({name!r}, bundle_dir='bundles')\n"
         f"saved = torch.load({str(runs[name] / 'models' / 'model.pt')!r}, weights_only=True)\n"
         "for state in (network.state_dict(), other.state_dict()):\n"
         "    assert state.keys() == saved.keys()\n"
         "    assert all(torch.equal(state[key], saved[key]) for key in saved)\n"
-        f"home = type(network).__module__\n"
-        f"assert home.startswith(('monai.networks.nets.', '{vendored_name()}.networks.')), home\n",
+        f"assert type(network).__module__.startswith({home!r})\n",
         downloaded,
         outside,
     )
+    here, there = label_map_here(runs[name], name, case), np.load(tmp_path / "map.npz")
+    assert len(np.unique(here)) > 1
+    np.testing.assert_array_equal(there["voxels"], here)
+    np.testing.assert_array_equal(there["affine"], here.affine)
+
+
+@pytest.mark.parametrize("name", ["swinunetr_mod", "segmamba_mod"])
+def test_the_command_writes_the_label_map_of_the_repository(
+    name: str,
+    runs: dict[str, Path],
+    downloaded: Path,
+    outside: str,
+    small_sample: Path,
+    tmp_path: Path,
+) -> None:
+    case = small_sample / "Sample_002"
+    done = run_bundle(
+        f"bundles/{name}/configs/inference.json",
+        *("--dataset_dir", str(case), "--output_dir", str(tmp_path)),
+        cwd=downloaded,
+        PYTHONPATH=outside,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    there = nib.load(tmp_path / "Sample_002_seg.nii.gz")
+    np.testing.assert_array_equal(there.dataobj, label_map_here(runs[name], name, case))
 
 
 def test_download_from_a_file(dist: Path, outside: str, tmp_path: Path) -> None:
@@ -196,7 +202,7 @@ def test_a_downloaded_bundle_trains_and_evaluates(
         configs / "train.json",
         *("--dataset_dir", str(small_sample), "--epochs", "1", "--val_interval", "1"),
         *("--batch_size", "1", "--num_workers", "0", "--cache_rate", "1.0", "--overlap", "0.1"),
-        *("--bundle_root", str(tmp_path)),
+        *("--train#trainer#epoch_length", "1", "--bundle_root", str(tmp_path)),
         cwd=tmp_path,
         PYTHONPATH=outside,
     )
@@ -215,3 +221,33 @@ def test_a_downloaded_bundle_trains_and_evaluates(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "eval" / "metrics_per_case.csv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.timeout(3600)
+def test_all_six_in_a_fresh_environment(
+    runs: dict[str, Path], server: str, real_data: Path, tmp_path: Path
+) -> None:
+    """Only MONAI, torch, nibabel, Ignite, and the einops that MONAI's transformers need."""
+    case = sorted((real_data / "brats2018_2mm").glob("Brats18_*"))[0]
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    packages = ["monai", "torch", "nibabel", "pytorch-ignite", "einops"]
+    install = [python, "-m", "pip", "install", "-q", "-c", REPOSITORY / "constraints.txt"]
+    subprocess.run([*install, *packages], check=True)
+    (tmp_path / "empty").mkdir()
+    for name in NAMES:
+        url = f"{server}/{name}_v0.1.0.zip"
+        commands = (
+            f"-m monai.bundle download --name {name} --bundle_dir bundles --url {url}",
+            f"-m monai.bundle run --config_file bundles/{name}/configs/inference.json "
+            f"--dataset_dir {case} --output_dir out/{name}",
+        )
+        for command in commands:
+            subprocess.run([python, *command.split()], cwd=tmp_path / "empty", check=True)
+        there = nib.load(tmp_path / "empty" / "out" / name / f"{case.name}_seg.nii.gz")
+        here = label_map_here(runs[name], name, case)
+        np.testing.assert_array_equal(there.dataobj, here, err_msg=name)
+        np.testing.assert_array_equal(there.affine, here.affine, err_msg=name)
+        assert len(np.unique(here)) > 1
