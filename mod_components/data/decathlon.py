@@ -21,7 +21,13 @@ from mod_components.data.records import (
     refuse_unreadable,
 )
 
-__all__ = ["decathlon_layout", "decathlon_records", "is_decathlon", "lone_labels"]
+__all__ = [
+    "decathlon_layout",
+    "decathlon_order",
+    "decathlon_records",
+    "is_decathlon",
+    "lone_labels",
+]
 
 _VOLUME = re.compile(r"(?P<case>[^.].*?)\.nii(\.gz)?", re.IGNORECASE)
 # The mapping of the published MSD results: codes 2 and 3 swapped.
@@ -70,6 +76,17 @@ def _volumes(folder: Path) -> dict[str, list[str]]:
 
 def decathlon_layout(root: Path, legacy_et: bool) -> Layout:
     """Channel order and codes as the folder's dataset.json declares them."""
+    order, labels = _declared(root)
+    codes = _LEGACY_CODES if legacy_et else _codes(root / "dataset.json", labels)
+    return Layout(MSD, order, dict(codes))
+
+
+def decathlon_order(root: Path) -> tuple[int, ...]:
+    """Channel order alone, whatever the dataset.json says of labels."""
+    return _declared(root)[0]
+
+
+def _declared(root: Path) -> tuple[tuple[int, ...], dict[int, str]]:
     path = root / "dataset.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -89,9 +106,7 @@ def decathlon_layout(root: Path, legacy_et: bool) -> Layout:
             f"{path}: modality {modality} is not one each of {', '.join(CHANNELS)}",
             "Correct the names or their order (Task01: FLAIR, T1w, t1gd, T2w)",
         )
-    order = tuple(channels.index(channel) for channel in CHANNELS)
-    codes = _LEGACY_CODES if legacy_et else _codes(path, labels)
-    return Layout(MSD, order, dict(codes))
+    return tuple(channels.index(channel) for channel in CHANNELS), labels
 
 
 def _codes(path: Path, labels: dict[int, str]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,12 +15,14 @@ from monai.transforms import MapTransform
 from nibabel.filebasedimages import ImageFileError
 
 from mod_components.data.checks import usable_cases
-from mod_components.data.decathlon import decathlon_layout
+from mod_components.data.decathlon import decathlon_order
 from mod_components.data.layouts import record_beside
 from mod_components.data.records import BRATS, BRATS2023, CODES, CaseRecord, Layout
 from mod_components.errors import DataError
 
 __all__ = ["FindModalitiesd", "listed_layout", "listed_records", "usable_listed"]
+
+logger = logging.getLogger("mod_components.data")
 
 _TASK01_ORDER = (2, 1, 3, 0)
 
@@ -115,8 +118,11 @@ def usable_listed(
         DataError: if none is left to train on, or a case has an error.
     """
     if not training:
-        raise DataError("no labelled case is listed to train on: label one first.")
-    records = [listed_records(cases) for cases in (training, validation)]
+        raise DataError(
+            "no labelled case is listed to train on: label one first, or lower the share of those "
+            "that validate (val_split)."
+        )
+    records = _without_doubles(*(listed_records(cases) for cases in (training, validation)))
     layout = listed_layout([*records[0], *records[1]])
     good: set[int] = set()
     for name in (BRATS, BRATS2023):  # a label map may have either code, and never both
@@ -127,6 +133,30 @@ def usable_listed(
     if not chosen[0]:
         raise DataError("no listed case is left to train on: mend the cases named above.")
     return layout, chosen[0], chosen[1]
+
+
+def _without_doubles(
+    training: list[CaseRecord], validation: list[CaseRecord]
+) -> tuple[list[CaseRecord], list[CaseRecord]]:
+    """One label map a case, and no case that trains and validates.
+
+    MONAI Label takes the four files of a case for four images, each with a label of its own.
+    """
+    seen: dict[tuple[str, ...], CaseRecord] = {}
+    kept: tuple[list[CaseRecord], list[CaseRecord]] = ([], [])
+    for part, records in zip(kept, (training, validation), strict=True):
+        for record in records:
+            if first := seen.get(record.images):
+                logger.warning(
+                    "case %s is listed twice: %s is used, %s is not",
+                    record.case,
+                    first.label,
+                    record.label,
+                )
+                continue
+            seen[record.images] = record
+            part.append(record)
+    return kept
 
 
 def _record(image: str | os.PathLike[str]) -> CaseRecord:
@@ -153,7 +183,7 @@ def _channel_order(record: CaseRecord) -> tuple[int, ...]:
     for place in (folder, folder.parent):
         described = place / "dataset.json"
         if described.is_file() and '"modality"' in described.read_text(encoding="utf-8"):
-            return decathlon_layout(place, legacy_et=False).channel_order
+            return decathlon_order(place)
     return _TASK01_ORDER if folder.name in ("imagesTr", "imagesTs") else (0, 1, 2, 3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 import os
@@ -44,9 +45,9 @@ class Checkpoint:
     * ``datalist.json``: which case trains and which is held out.
 
     Until the first validation ``model.pt`` is the network of the last epoch. When a new run has
-    made its first step, what an earlier run could be resumed from moves to ``previous/``; when the
-    new run first saves, the earlier run's other files follow. Until then they stay, so that a
-    server can go on using the earlier ``model.pt``, and files of two runs never stand side by side.
+    made its first step, what an earlier run left moves to ``previous/``, so that files of two runs
+    never stand side by side. Its ``model.pt`` and ``training.json`` are copied there and stay until
+    the new run first saves: a server can go on using them.
 
     Args:
         ckpt_dir: folder of the files.
@@ -82,7 +83,7 @@ class Checkpoint:
         self.resumable = resumable
         pretrained = bool(self.settings.get("pretrained"))
         self.history = _history(self.folder / REPORT, self.resume) if pretrained else []
-        self._keeps_earlier = not self.resume
+        self._first_save = not self.resume
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Resume when training starts; save after each epoch.
@@ -103,7 +104,7 @@ class Checkpoint:
             )
         engine.add_event_handler(Events.STARTED, self._start)
         if not self.resume:
-            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self._keep_last)
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self._keep_earlier)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def _start(self, engine: SupervisedTrainer) -> None:
@@ -154,16 +155,17 @@ class Checkpoint:
             name: tensor.detach()
             for name, tensor in plain_module(self.network).state_dict().items()
         }
-        if self._keeps_earlier:
-            self._keep_earlier()
         if self.datalist:  # once a run: a resumed one may have seen more scans
             save_json(self.datalist, self.folder / DATALIST)
             self.datalist = {}
         best = -1 if self.evaluator is None else self.evaluator.state.best_metric_epoch
         if best in (-1, epoch):
             # before last.pt: a run killed between the two redoes the epoch and its best model
-            save_json(self._report(engine), self.folder / REPORT)
+            if self._first_save:  # no record is better than that of an earlier run
+                (self.folder / REPORT).unlink(missing_ok=True)
             save_tensors(weights, self.folder / MODEL)
+            save_json(self._report(engine), self.folder / REPORT)
+            self._first_save = False
         if not self.resumable:
             return
         state: dict[str, Any] = {"network": weights}
@@ -200,29 +202,23 @@ class Checkpoint:
             "command": sys.argv,
         }
 
-    def _keep_last(self, _engine: SupervisedTrainer) -> None:
-        """Move an earlier run's ``last.pt`` away: this run must not be resumed from it."""
-        if idist.get_rank() > 0 or not (self.folder / LAST).is_file():
-            return
-        kept = self.folder / PREVIOUS
-        kept.mkdir(exist_ok=True)
-        for name in RUN_FILES:
-            (kept / name).unlink(missing_ok=True)
-        os.replace(self.folder / LAST, kept / LAST)
-
-    def _keep_earlier(self) -> None:
-        """Copy an earlier run's files to ``previous/``; remove those that this run won't write."""
-        self._keeps_earlier = False
+    def _keep_earlier(self, _engine: SupervisedTrainer) -> None:
+        """Keep an earlier run's files in ``previous/``, in place of those of the run before it."""
         present = [name for name in RUN_FILES if (self.folder / name).is_file()]
-        if not present:
+        if idist.get_rank() > 0 or not present:
             return
         kept = self.folder / PREVIOUS
         kept.mkdir(exist_ok=True)
+        own, other = self.folder / MODEL, kept / MODEL
+        # the same where a run was cut before it saved: then the rest of that set is there too
+        known = own.is_file() and other.is_file() and filecmp.cmp(own, other, shallow=False)
+        for name in () if known else RUN_FILES:
+            (kept / name).unlink(missing_ok=True)
         for name in present:
-            shutil.copy2(self.folder / name, kept / name)
-        for name in present:
-            if name not in (MODEL, REPORT):  # until they are replaced, a server may read these
-                (self.folder / name).unlink()
+            if name in (MODEL, REPORT):
+                shutil.copy2(self.folder / name, kept / name)
+            else:
+                os.replace(self.folder / name, kept / name)
         logger.info("files of an earlier run are now in %s", kept)
 
 

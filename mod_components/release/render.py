@@ -142,6 +142,9 @@ def render(
 def _values(name: str, row: dict[str, Any], package: str) -> dict[str, Any]:
     settings = row["network_settings"]
     release = json.loads(_source("release.json"))
+    finder, own = "$importlib.import_module", package == PACKAGE
+    # MONAI takes an expression with both "import" and "@" for an import statement: hence two ids
+    module = finder if own else "$lambda name: (@on_path, @finder(name))[1]"
     return {
         **row,
         **release,
@@ -154,14 +157,9 @@ def _values(name: str, row: dict[str, Any], package: str) -> dict[str, Any]:
             key: f"$@trained.get('{key}', {value!r})" for key, value in settings.items()
         },
         "network_references": {key: f"@{key}" for key in settings},
-        "ensemble": json.loads(_source("templates/ensemble.json")),
-        "code": {
-            "module": "$importlib.import_module",
-            "code": f"$lambda name: @module('{package}.' + name)"
-            if package == PACKAGE
-            else f"$lambda name: (@on_path, @module('{package}.' + name))[1]",
-        },
-        "on_path": {} if package == PACKAGE else {"on_path": ON_PATH.format(package=package)},
+        "ensemble": {**json.loads(_source("templates/ensemble.json")), "module": module},
+        "code": {"module": module, "code": f"$lambda name: @module('{package}.' + name)"},
+        "on_path": {} if own else {"on_path": ON_PATH.format(package=package), "finder": finder},
         **metadata_values(None, row),
         **card_values(None, row),
         "export_shape": str([1, 4, *row["sample_roi_size"]]),

@@ -68,6 +68,16 @@ def written(bundle: Path, case: Path, tmp_path_factory: pytest.TempPathFactory) 
     return nib.load(out / f"{case.name}_seg.nii.gz")
 
 
+def refused(segment: Segment, image: Any) -> str:
+    """The message of the error that the user can mend."""
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        segment(image)
+    error: BaseException | None = caught.value
+    while error is not None and type(error).__name__ != "UserError":
+        error = error.__cause__
+    return str(error)
+
+
 def stacked(case: Path, target: Path, order: tuple[int, ...] = (0, 1, 2, 3)) -> Path:
     """The four files of a case as one 4D file."""
     scans = [nib.load(case / f"{case.name}_{name}.nii.gz") for name in MODALITIES]
@@ -119,12 +129,7 @@ def test_what_is_no_case_is_refused(segment: Segment, case: Path, tmp_path: Path
         (other, "lacks a modality"),
         (shutil.copy(other, tmp_path / "alone.nii.gz"), "give one file with four channels"),
     ):
-        with pytest.raises(Exception, match="applying transform") as caught:
-            segment(image)
-        error: BaseException | None = caught.value
-        while error is not None and words not in str(error):
-            error = error.__cause__
-        assert error is not None, words
+        assert words in refused(segment, image)
 
 
 def test_a_run_finds_4d_files_beside_label_maps(bundle: Path, case: Path, tmp_path: Path) -> None:
@@ -157,3 +162,44 @@ def test_a_pickle_is_refused(bundle: Path, case: Path, tmp_path: Path) -> None:
         made.run()
     assert "model.pt is no file of weights alone" in str(caught.value.__cause__)
     assert not trace.exists()
+
+
+def test_a_folder_with_one_case_and_no_other(
+    segment: Segment, case: Path, written: Any, small_sample: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(case, tmp_path / "mac")
+    for name in MODALITIES:
+        (tmp_path / "mac" / f"._{case.name}_{name}.nii.gz").write_bytes(b"junk")
+    np.testing.assert_array_equal(segment(tmp_path / "mac").numpy(), written.dataobj)
+    stacked(case, tmp_path / "one" / "scan.nii.gz")
+    np.testing.assert_array_equal(segment(tmp_path / "one").numpy(), written.dataobj)
+    other = sorted(path for path in small_sample.iterdir() if path.is_dir())[1]
+    for folder in (case, other):
+        shutil.copytree(folder, tmp_path / "two", dirs_exist_ok=True)
+    (tmp_path / "none").mkdir()
+    assert refused(segment, tmp_path / "two").startswith(
+        f"{tmp_path / 'two'} holds several cases, {case.name}, {other.name}: give"
+    )
+    assert "holds no case: give a folder" in refused(segment, tmp_path / "none")
+    assert "nowhere does not exist: give" in refused(segment, tmp_path / "nowhere")
+
+
+def test_a_run_tells_cases_from_other_files(bundle: Path, case: Path, tmp_path: Path) -> None:
+    """Beside the four files of a case nothing else is one; a file that can't be read is named."""
+    shutil.copytree(case, tmp_path / "a" / case.name)
+    stacked(case, tmp_path / "a" / case.name / "dwi.nii.gz")
+    (tmp_path / "a" / case.name / "mask.nii.gz").write_bytes(b"junk")
+    made = workflow(bundle, dataset_dir=str(tmp_path / "a"))
+    datalist = made.parser.get_parsed_content("datalist")
+    assert [item["case"] for item in datalist] == [case.name]
+    (tmp_path / "a" / "broken.nii.gz").write_bytes(b"junk")
+    made = workflow(bundle, dataset_dir=str(tmp_path / "a"))
+    with pytest.raises(RuntimeError) as caught:
+        made.run()
+    assert "broken.nii.gz can't be read; restore it, or take it away" in str(caught.value.__cause__)
+
+
+def test_weights_that_are_not_there(bundle: Path, case: Path, tmp_path: Path) -> None:
+    made = workflow(bundle, checkpoint=str(tmp_path / "model.pt"))
+    segment = made.parser.get_parsed_content("segment")
+    assert f"{tmp_path / 'model.pt'} does not exist: train first" in refused(segment, case)

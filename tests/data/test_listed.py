@@ -98,3 +98,13 @@ def test_channel_order_of_4d_files(tmp_path: Path) -> None:
     four = listed(tmp_path, "B")
     with pytest.raises(DataError, match="cases A and B come in different orders"):
         listed_layout(listed_records([flat, four]))
+
+
+def test_a_case_is_used_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """MONAI Label lists each of its four files, and may train on one and validate on another."""
+    first, other = listed(tmp_path, "A"), listed(tmp_path, "B")
+    twin = {**first, "image": first["image"].replace("flair", "t1ce")}
+    _, training, validation = usable_listed([first, twin], [twin, other], skip_bad=False)
+    assert [case["case"] for case in training] == ["A"]
+    assert [case["case"] for case in validation] == ["B"]
+    assert caplog.text.count("case A is listed twice") == 2

@@ -20,7 +20,9 @@ from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandScaleIn
 from torch import nn
 
 from mod_components import files
+from mod_components.handlers import checkpoint as checkpoint_module
 from mod_components.handlers.checkpoint import (
+    PREVIOUS,
     Checkpoint,
     CheckpointError,
     check_fit,
@@ -370,30 +372,64 @@ def test_a_run_that_makes_no_step_moves_nothing(tmp_path: Path) -> None:
 def test_until_a_run_saves_the_earlier_model_stays(tmp_path: Path) -> None:
     """A server that uses it never finds none; and the run that was cut resumes from nothing."""
     Run(tmp_path, epochs=1).run()
-    old = {name: (tmp_path / name).read_bytes() for name in ("model.pt", "training.json")}
-    with pytest.raises(KilledError):
-        Run(tmp_path, handlers=[KillAt(2)]).run()
-    assert {path.name for path in tmp_path.iterdir()} == {"previous", *old}
-    assert {path.name for path in (tmp_path / "previous").iterdir()} == {"last.pt"}
-    assert all((tmp_path / name).read_bytes() == content for name, content in old.items())
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for seed in (1, 2):  # cut twice: nothing of the first run is lost
+        with pytest.raises(KilledError):
+            Run(tmp_path, init=seed, handlers=[KillAt(2)]).run()
+        assert {path.name for path in tmp_path.iterdir()} == {
+            *("model.pt", "training.json"),
+            PREVIOUS,
+        }
+        assert all((tmp_path / PREVIOUS / name).read_bytes() == old[name] for name in old)
+    assert (tmp_path / "model.pt").read_bytes() == old["model.pt"]
     with pytest.raises(CheckpointError, match=r"last\.pt"):
         Run(tmp_path, resume=True).run()
     Run(tmp_path, epochs=1, init=3).run()
-    kept = tmp_path / "previous"
-    assert {path.name for path in kept.iterdir()} == {"last.pt", *old}
-    assert all((kept / name).read_bytes() == content for name, content in old.items())
+    assert all((tmp_path / PREVIOUS / name).read_bytes() == old[name] for name in old)
     assert (tmp_path / "model.pt").read_bytes() != old["model.pt"]
 
 
-def test_files_that_the_new_run_does_not_write_go_when_it_saves(tmp_path: Path) -> None:
+def test_what_the_new_run_does_not_write_goes_too(tmp_path: Path) -> None:
+    """Every run's set is whole in ``previous/``, averaged weights of the run itself stay."""
     Run(tmp_path, epochs=1).run()
     names = ("model_ema.pt", "postprocessing.json", "datalist.json")
     for name in names:
         (tmp_path / name).write_text(name)
-    Run(tmp_path, epochs=1, init=3).run()
+
+    class Average:
+        """Writes averaged weights before the checkpoint is written, as MOD's handler does."""
+
+        def attach(self, engine: Any) -> None:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+        def __call__(self, engine: Any) -> None:
+            (tmp_path / "model_ema.pt").write_text("of the new run")
+
+    Run(tmp_path, epochs=1, init=3, handlers=[Average()]).run()
     for name in names:
-        assert not (tmp_path / name).exists()
-        assert (tmp_path / "previous" / name).read_text() == name
+        assert (tmp_path / PREVIOUS / name).read_text() == name
+    assert (tmp_path / "model_ema.pt").read_text() == "of the new run"
+    second = (tmp_path / "model.pt").read_bytes()
+    Run(tmp_path, epochs=1, init=4).run()
+    assert (tmp_path / PREVIOUS / "model.pt").read_bytes() == second
+    assert {path.name for path in (tmp_path / PREVIOUS).iterdir()} == {
+        *("model.pt", "training.json", "last.pt", "model_ema.pt")
+    }
+
+
+def test_a_run_cut_in_its_first_save_leaves_no_other_runs_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run(tmp_path, epochs=1).run()
+
+    def cut(*_: Any) -> None:
+        raise KilledError
+
+    monkeypatch.setattr(checkpoint_module, "save_json", cut)
+    with pytest.raises(KilledError):
+        Run(tmp_path, epochs=1, init=3).run()
+    assert not (tmp_path / "training.json").exists()
+    assert (tmp_path / PREVIOUS / "training.json").is_file()
 
 
 def test_what_pretrained_weights_were_trained_on_is_told(tmp_path: Path) -> None:
