@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -22,12 +23,15 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, NoReturn
@@ -47,6 +51,8 @@ pynrrd numpymaxflow girder-client ninja einops pyyaml filelock passlib pyjwt bcr
 requests-toolbelt urllib3 scikit-learn scipy google-auth matplotlib setuptools"""
 MODALITIES = {"t1ce": "t1ce|t1c", "t1": "t1|t1n", "t2": "t2|t2w", "flair": "flair|t2f"}
 LARGEST = 8 * 2**30  # bytes that a zip may unpack to
+# RuntimeError: encrypted, or by a method that zipfile does not know
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 BAD_SIGNS = ("Checkpoint keys don't match", "Traceback (most recent call last)")
 
 MAKE_SAMPLE = """
@@ -174,38 +180,91 @@ def mend_torchvision(place: Place) -> None:
 def put_bundle(place: Place, source: str, models: Path, replace: bool) -> str:
     """Put a packed bundle, a zip or a folder, among an app's models, and return its name."""
     path = Path(source).expanduser().resolve()
-    if path.is_dir():
-        name = path.name
-    elif path.is_file() and zipfile.is_zipfile(path):
-        name = checked_zip(path)
-    else:
-        raise UserError(f"{path} is neither a bundle's folder nor a zip of one: correct the path.")
+    if not path.is_dir() and not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is no bundle's folder and no whole zip of one: give another.")
+    name = path.name if path.is_dir() else checked_zip(path)
     target = models / name
-    if target.exists() and not replace:
+    if os.path.lexists(target) and not replace:
         print(f"note: {name} stays as it is in {models}, trained or not; --replace replaces it")
-    else:
-        shutil.rmtree(target, ignore_errors=True)
+        check_packed(target, target)
+        add_packages(place, target)
+        return name
+    real = target.resolve()
+    if path in (real, *real.parents) or real in path.parents:
+        raise UserError(
+            f"{path} can't replace {target}, one lies in the other: leave out --replace to serve "
+            "what is there, or give a zip or a folder from elsewhere."
+        )
+    # beside the app: what lies among its models is served, whole or not
+    with tempfile.TemporaryDirectory(prefix="incoming_", dir=place.folder) as folder:
+        new = Path(folder) / name
         if path.is_dir():
             # MONAI Label would load the weights file with the shortest name, were there several
             others = shutil.ignore_patterns("last.pt", "model_ema.pt", "previous", "__pycache__")
-            shutil.copytree(path, target, ignore=others)
+            shutil.copytree(path, new, ignore=others)
         else:
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(models)
-    for file in ("models/model.pt", "configs/inference.json", "configs/train.json"):
-        if not (target / file).is_file():
-            raise UserError(f"{target} has no {file}: give a packed bundle.")
-    add_packages(place, target)
+            with readable(path), zipfile.ZipFile(path) as archive:
+                archive.extractall(folder)
+        check_packed(new, path)
+        add_packages(place, new)
+        swap(new, target, place.folder / "replaced")
     return name
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn the errors of damaged contents into one that names the bundle."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise UserError(f"{path} is damaged or encrypted ({error}): pack it anew.") from error
+
+
+def check_packed(bundle: Path, source: Path) -> None:
+    """Refuse a bundle, come from a source, that is not whole or does not bring its code along."""
+    configs = [f"configs/{name}.json" for name in ("metadata", "inference", "train")]
+    lacks = [file for file in (*configs, "models/model.pt") if not (bundle / file).is_file()]
+    if not lacks:
+        with readable(source):
+            texts = [(bundle / config).read_text(encoding="utf-8") for config in configs]
+            for text in texts:
+                json.loads(text)
+        named = set(re.findall(r"\bmod_components\w*(?=\.)", texts[-1]))
+        brought = {file.parent.name for file in bundle.glob("mod_components_*/__init__.py")}
+        # with MONAI's networks it would answer without its code, and fail when it trains
+        if not named or named - brought:
+            lacks = ["package mod_components_VERSION of its own"]
+    if lacks:
+        raise UserError(
+            f"{source} has no {', '.join(lacks)}: pack the bundle first, with 'python -m "
+            "mod_components pack', and give that zip (with --replace if it was served before)."
+        )
+
+
+def swap(new: Path, target: Path, kept: Path) -> None:
+    """Put a checked bundle in its place; what was there is kept."""
+    old = None
+    if os.path.lexists(target):
+        number = next(n for n in itertools.count(1) if not (kept / str(n)).exists())
+        old = kept / str(number) / target.name
+        old.parent.mkdir(parents=True)
+        os.replace(target, old)
+        print(f"note: the {target.name} that was served before is now {old}", flush=True)
+    try:
+        os.replace(new, target)
+    except BaseException:
+        if old:
+            os.replace(old, target)
+        raise
 
 
 def checked_zip(path: Path) -> str:
     """The one top folder of a zip that writes nothing anywhere else."""
-    with zipfile.ZipFile(path) as archive:
+    with readable(path), zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     for entry in entries:
         parts = PurePosixPath(entry.filename).parts
-        plain = not {"..", "/"} & set(parts) and not re.search(r"[\\:]", entry.filename)
+        plain = parts and not {"..", "/"} & set(parts) and not re.search(r"[\\:]", entry.filename)
         if not plain or stat.S_ISLNK(entry.external_attr >> 16):
             raise UserError(f"{path}: its entry {entry.filename!r} leads elsewhere: do not use it.")
     if sum(entry.file_size for entry in entries) > LARGEST:
@@ -368,11 +427,9 @@ class Check:
     def prepare(self, scan: Path | None) -> dict[str, str]:
         """Labelled studies of the bundles' sample; the scan as four files and as one."""
         bundle = self.models / self.names[0]
-        packages = sorted(path.name for path in bundle.glob("mod_components_*"))
-        if not packages:
-            raise UserError(f"{bundle.name} does not bring its code along: give a packed bundle.")
+        package = next(bundle.glob("mod_components_*/__init__.py")).parent.name
         sample = self.folder / "sample"
-        self.place.run("-c", MAKE_SAMPLE, bundle, packages[0], sample)
+        self.place.run("-c", MAKE_SAMPLE, bundle, package, sample)
         labels = self.studies / "labels" / "final"
         labels.mkdir(parents=True)
         cases = sorted(path for path in sample.iterdir() if path.is_dir())
