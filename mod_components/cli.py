@@ -141,6 +141,8 @@ class Commands:
         dist: str = "dist",
         base_url: str = "",
         datalist: bool | str = False,
+        table: str = "",
+        bundles: str = "bundles",
     ) -> None:
         """Pack a trained bundle into a zip that runs where this package is not installed.
 
@@ -150,16 +152,19 @@ class Commands:
             dist: the folder to write into.
             base_url: where the zip will be found, for ``model_info.json``.
             datalist: pack the list of the cases too; their ids can be names of patients.
+            table: a JSON file with rows for backbones of your own.
+            bundles: the folder that the bundles were rendered into.
         """
         from mod_components.release.pack import pack, pack_all
 
         if name == "all" and run:
             raise SettingsError("pack: --run is the training of one bundle; name that bundle.")
-        listed = flag(datalist)
+        listed, url = flag(datalist), base_url
+        where: dict[str, str] = {"bundles": bundles, "dist": dist, "table": table}
         if name == "all":
-            paths = pack_all(dist=dist, base_url=base_url, datalist=listed)
+            paths = pack_all(base_url=url, datalist=listed, **where)
         else:
-            paths = [pack(name, run=run, dist=dist, base_url=base_url, datalist=listed)]
+            paths = [pack(name, run=run, base_url=url, datalist=listed, **where)]
         print("\n".join(str(path) for path in paths))
 
     def verify(self, *paths: str) -> None:

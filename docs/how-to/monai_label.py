@@ -243,19 +243,13 @@ def check_packed(bundle: Path, source: Path) -> None:
 
 def swap(new: Path, target: Path, kept: Path) -> None:
     """Put a checked bundle in its place; what was there is kept."""
-    old = None
     if os.path.lexists(target):
         number = next(n for n in itertools.count(1) if not (kept / str(n)).exists())
         old = kept / str(number) / target.name
         old.parent.mkdir(parents=True)
         os.replace(target, old)
         print(f"note: the {target.name} that was served before is now {old}", flush=True)
-    try:
-        os.replace(new, target)
-    except BaseException:
-        if old:
-            os.replace(old, target)
-        raise
+    os.replace(new, target)
 
 
 def checked_zip(path: Path) -> str:
@@ -545,7 +539,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("bundles", nargs="+", help="zips or folders of packed bundles")
     verb.add_argument("--studies", required=True, help="folder with the scans")
     verb.add_argument("--port", type=int, default=0, help="by default a free one")
-    verb.add_argument("--replace", action="store_true", help="replace bundles served before")
+    verb.add_argument("--replace", action="store_true", help="replace those served before")
     verb = verbs.add_parser("check", help="check that bundles segment and train over REST")
     verb.add_argument("folder")
     verb.add_argument("bundles", nargs="+", help="zips or folders of packed bundles")

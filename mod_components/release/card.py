@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mod_components.data.prepare import SAMPLE
-from mod_components.data.records import BRATS, BRATS2023, MSD
+from mod_components.data.prepare import LISTED
+from mod_components.release.provenance import (
+    data_text,
+    earlier,
+    figures,
+    on_sample_alone,
+    origin_text,
+    validated_on_sample,
+)
 
-__all__ = ["PACKAGE", "card_values", "metadata_values"]
+__all__ = ["CURVES", "PACKAGE", "card_values", "metadata_values"]
 
 PACKAGE = __name__.partition(".")[0]
+CURVES = "curves.png"
+"""Beside the card: the curves of the training. A packed ``training.json`` names it."""
 
-LAYOUTS = {
-    BRATS: "layout of BraTS 2018 to 2022",
-    BRATS2023: "layout of BraTS 2023 and later",
-    MSD: "layout of the Medical Segmentation Decathlon",
-}
 REGION_NAMES = {
     "tc": "tumour core",
     "wt": "whole tumour",
@@ -64,16 +68,16 @@ def card_values(
         "use_text": _use_text(package),
         "method_text": _method_text(_parts(training)),
         "loss_text": _loss_text(_parts(training)),
+        "mod_text": f"\n- MOD reads the {row['tap_text']}." if _parts(training) else "",
     }
     if training is None:
         return values | _without_weights()
-    settings = training["settings"]
     return values | {
         "weights_text": _weights_text(training),
         "configuration_text": _configuration_text(training),
         "performance_text": _performance_text(training),
-        "evaluate_text": _evaluate_text(settings, with_datalist),
-        "weights_terms_text": _terms_text(settings, with_datalist),
+        "evaluate_text": _evaluate_text(training, with_datalist),
+        "weights_terms_text": _terms_text(training, with_datalist),
     }
 
 
@@ -85,32 +89,37 @@ def metadata_values(training: Mapping[str, Any] | None, row: Mapping[str, Any]) 
         row: the backbone's row.
 
     Returns:
-        ``eval_metrics`` (measured figures by name, empty without any), ``data_source`` and
-        ``description``.
+        ``eval_metrics`` (measured figures by name, empty without any), ``data_source``,
+        ``description`` and ``metadata_name``.
     """
     parts = _parts(training)
-    how = f"with MOD ({', '.join(parts)}), which leaves no trace in" if parts else "without MOD:"
+    how = (
+        f"with MOD ({', '.join(parts)}), which leaves no trace in the trained network"
+        if parts
+        else "without MOD"
+    )
     description = (
         f"{row['title']} for 3D segmentation of brain tumour subregions in four MRI modalities, "
-        f"trained {how} the trained network"
+        f"trained {how}"
     )
+    name = f"{row['title']} with MOD" if parts else row["title"]
     if training is None:
         return {
             "eval_metrics": {},
             "data_source": "https://www.synapse.org/brats",
             "description": description,
+            "metadata_name": name,
         }
-    settings = training["settings"]
-    figures = {
-        name.removeprefix("val_"): round(value, 4)
-        for name, value in training.get("metrics", {}).items()
+    measured = {
+        name.removeprefix("val_"): round(value, 4) for name, value in figures(training).items()
     }
-    source = _data_text(settings)
-    on_sample = " Not for use on patients' scans." if _on_sample(settings) else ""
+    source = origin_text(training)
+    warning = " Not for use on patients' scans." if on_sample_alone(training) else ""
     return {
-        "eval_metrics": figures,
+        "eval_metrics": measured,
         "data_source": source[0].upper() + source[1:],
-        "description": f"{description}. Trained on {source}.{on_sample}",
+        "description": f"{description}. {_trained(training)} on {source}.{warning}",
+        "metadata_name": name,
     }
 
 
@@ -131,15 +140,8 @@ def _without_weights() -> dict[str, str]:
     }
 
 
-def _on_sample(settings: Mapping[str, Any]) -> bool:
-    return bool(settings.get("dataset_dir") == SAMPLE)
-
-
-def _data_text(settings: Mapping[str, Any]) -> str:
-    if _on_sample(settings):
-        return "the embedded sample of synthetic brains, computed by this project"
-    layout = LAYOUTS.get(settings.get("layout", ""), "layout not recorded")
-    return f"the data set in the folder {settings.get('dataset_dir', 'of unknown name')} ({layout})"
+def _trained(training: Mapping[str, Any]) -> str:
+    return "Fine-tuned" if earlier(training) else "Trained"
 
 
 def _parts(training: Mapping[str, Any] | None) -> list[str]:
@@ -181,24 +183,32 @@ def _loss_text(parts: Sequence[str]) -> str:
 
 def _weights_text(training: Mapping[str, Any]) -> str:
     settings = training["settings"]
-    fold = settings.get("fold", -1)
-    split = "the data set's own split, or a fifth held out by the seed" if fold < 0 else ""
     facts = [
         f"{settings.get('training_cases', 'an unknown number of')} cases to train",
         f"{settings.get('validation_cases', 'an unknown number of')} to validate",
         f"{settings.get('unlabelled_cases', 0)} unlabelled",
-        f"fold {fold}{f' ({split})' if split else ''}",
+        _fold_text(settings),
         f"epoch {training.get('epoch', '?')} of {settings.get('epochs', '?')}",
         f"crops of {_size(settings['roi_size'])} voxels" if "roi_size" in settings else "",
         f"seed {settings.get('seed', 'not recorded')}",
     ]
-    text = f"**Trained on {_data_text(settings)}**: {', '.join(fact for fact in facts if fact)}."
-    if _on_sample(settings):
+    origin = f"{_trained(training)} on {origin_text(training)}"
+    text = f"**{origin}**: {', '.join(fact for fact in facts if fact)}."
+    if on_sample_alone(training):
         text += (
             "\n\n**These weights have never seen a patient's scan. They are there to try things "
             "out: do not use them on patients' scans.**"
         )
     return text
+
+
+def _fold_text(settings: Mapping[str, Any]) -> str:
+    if settings.get("dataset_dir") == LISTED:  # whoever lists the cases has split them
+        return ""
+    fold = settings.get("fold")
+    if fold is None or fold < 0:
+        return "fold -1 (the data set's own split, or a fifth held out by the seed)"
+    return f"fold {fold}"
 
 
 def _network_text(row: Mapping[str, Any], package: str) -> str:
@@ -267,11 +277,12 @@ def _configuration_text(training: Mapping[str, Any]) -> str:
 
 
 def _performance_text(training: Mapping[str, Any]) -> str:
-    settings, metrics = training["settings"], training.get("metrics", {})
+    curves = _curves_text(training)
+    metrics = figures(training)
     if "val_mean_dice" not in metrics:
         return (
-            "Not measured: the training had no validation when these weights were written. "
-            f"{DETERMINISM}"
+            "Not measured: the training had no validation, or none with a finite figure, when "
+            f"these weights were written. {curves}{DETERMINISM}"
         )
     rows = [("mean of the three regions", metrics["val_mean_dice"])] + [
         (name, metrics[f"val_dice_{key}"])
@@ -280,24 +291,43 @@ def _performance_text(training: Mapping[str, Any]) -> str:
     ]
     table = "\n".join(f"| {name} | {value:.4f} |" for name, value in rows)
     versions = ", ".join(f"{name} {v}" for name, v in training.get("versions", {}).items())
-    synthetic = " It says nothing about patients' scans." if _on_sample(settings) else ""
+    cases = training["settings"].get("validation_cases", "the")
     return (
-        f"Dice over {settings.get('validation_cases', 'the')} validation cases of "
-        f"{_data_text(settings)}. The network was not trained on them, but they chose the epoch "
-        f"whose weights these are, so that the figures are somewhat too good for unseen cases."
-        f"{synthetic}\n\n"
+        f"Dice over {cases} validation cases of {data_text(training)}. {_caveat(training)}\n\n"
         f"| region | Dice |\n|---|---|\n{table}\n\n"
         f"Nothing else has been measured with these weights. Versions: {versions or 'not recorded'}"
-        ". The curves of a training are written to `eval/train.csv`, `eval/validation.csv` and "
-        f"for TensorBoard. {DETERMINISM}"
+        f". {curves}{DETERMINISM}"
     )
 
 
-def _evaluate_text(settings: Mapping[str, Any], with_datalist: bool) -> str:
+def _caveat(training: Mapping[str, Any]) -> str:
+    """Why the figures are too good."""
+    known = (
+        "The weights that the training began with may have been trained on some of them, and they"
+        if earlier(training)
+        else "The network was not trained on them, but they"
+    )
+    synthetic = " It says nothing about patients' scans." if validated_on_sample(training) else ""
+    return (
+        f"{known} chose the epoch whose weights these are, so that the figures are somewhat too "
+        f"good for unseen cases.{synthetic}"
+    )
+
+
+def _curves_text(training: Mapping[str, Any]) -> str:
+    if training.get("curves"):
+        return f"The training's curves:\n\n![Curves of the training, by epoch]({CURVES})\n\n"
+    return (
+        "The curves of a training are written to `eval/train.csv`, `eval/validation.csv` and for "
+        "TensorBoard. "
+    )
+
+
+def _evaluate_text(training: Mapping[str, Any], with_datalist: bool) -> str:
     if with_datalist:
         what = "Evaluate on the held-out cases of the data set that it was trained on"
         commands = [f"{EVALUATE} --dataset_dir /data/trained_on"]
-    elif _on_sample(settings):
+    elif validated_on_sample(training):
         what = "Evaluate on the held-out cases of the embedded sample, which is made anew"
         commands = [EVALUATE]
     else:
@@ -315,15 +345,16 @@ def _evaluate_text(settings: Mapping[str, Any], with_datalist: bool) -> str:
     return f"{what} (scores, label maps and `report.html`).{told}\n\n```\n{block}\n```"
 
 
-def _terms_text(settings: Mapping[str, Any], with_datalist: bool) -> str:
+def _terms_text(training: Mapping[str, Any], with_datalist: bool) -> str:
     data = "This bundle contains no data"
     if with_datalist:
         data += " (but the ids of the cases, in models/datalist.json)"
-    if _on_sample(settings):
+    if on_sample_alone(training):
         return f"{data}. Its weights were trained on the embedded sample alone."
+    sets = "these data sets" if earlier(training) else "that data set"
     return (
-        f"{data}. Its weights were trained on {_data_text(settings)}: the terms of that data set\n"
-        "say what may be done with them."
+        f"{data}. Its weights were {_trained(training).lower()} on {origin_text(training)}: the "
+        f"terms of {sets}\nsay what may be done with them."
     )
 
 

@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mod_components.errors import SettingsError
+from mod_components.release.card import CURVES
+from mod_components.release.provenance import figures
+
 __all__ = ["model_card", "write_folder"]
 
 ATTRIBUTES = "".join(f"*.{kind} filter=lfs diff=lfs merge=lfs -text\n" for kind in ("pt", "ts"))
@@ -37,6 +41,7 @@ def model_card(name: str, card: str, training: Mapping[str, Any]) -> str:
         *(f"- {tag}" for tag in TAGS),
         *_model_index(name, training),
     ]
+    card = card.replace(f"]({CURVES})", f"](docs/{CURVES})")  # it stands one folder higher
     return "\n".join(["---", *lines, "---", "", card])
 
 
@@ -47,8 +52,8 @@ def write_folder(
 ) -> Path:
     """Write the files of a packed bundle with what Hugging Face wants beside them.
 
-    A folder that is there already is replaced as a whole, when the new one is complete; its
-    ``.git`` is kept.
+    A folder that is there already is replaced as a whole, when the new one is complete. Its
+    ``.git`` is kept, whenever the process is killed: the next call finds it.
 
     Args:
         folder: the folder; its last part is the bundle's name.
@@ -57,8 +62,16 @@ def write_folder(
 
     Returns:
         The folder.
+
+    Raises:
+        SettingsError: when an earlier call was killed and left a second ``.git``.
     """
     folder = Path(folder)
+    temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
+    for left in (temporary, old):
+        _rescue_git(left, folder)
+        if left.exists():
+            shutil.rmtree(left)
     card = files["docs/README.md"]
     text = (card.read_bytes() if isinstance(card, Path) else card).decode()
     everything = {
@@ -66,8 +79,6 @@ def write_folder(
         "README.md": model_card(folder.name, text, training).encode(),
         ".gitattributes": ATTRIBUTES.encode(),
     }
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     for path, content in everything.items():
         target = temporary / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,18 +86,33 @@ def write_folder(
             shutil.copyfile(content, target)
         else:
             target.write_bytes(content)
-    if (folder / ".git").exists():
-        (folder / ".git").rename(temporary / ".git")
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(old)
     temporary.rename(folder)
+    if (old / ".git").exists():
+        (old / ".git").rename(folder / ".git")
+    shutil.rmtree(old, ignore_errors=True)  # a file in use goes the next time
     return folder
+
+
+def _rescue_git(left: Path, folder: Path) -> None:
+    """Move the ``.git`` that a killed call has left in another folder back."""
+    found, own = left / ".git", folder / ".git"
+    if not found.exists():
+        return
+    if own.exists():
+        raise SettingsError(
+            f"{found} and {own} are both there, and only one can be kept: remove the other."
+        )
+    folder.mkdir(exist_ok=True)
+    found.rename(own)
 
 
 def _model_index(name: str, training: Mapping[str, Any]) -> list[str]:
     """Lines of the figures that were measured, as YAML."""
-    measured = {key: training.get("metrics", {}).get(key) for key in METRICS}
-    figures = [
+    found = figures(training)
+    measured = {key: found.get(key) for key in METRICS}
+    entries = [
         [
             "    - type: dice",
             f"      name: {json.dumps(METRICS[key])}",
@@ -95,7 +121,7 @@ def _model_index(name: str, training: Mapping[str, Any]) -> list[str]:
         for key, value in measured.items()
         if value is not None
     ]
-    if not figures:
+    if not entries:
         return []
     settings = training["settings"]
     # JSON's strings are YAML's too, whatever a data set is called
@@ -112,5 +138,5 @@ def _model_index(name: str, training: Mapping[str, Any]) -> list[str]:
         f"      type: {data}",
         f"      split: {json.dumps(split)}",
         "    metrics:",
-        *(line for figure in figures for line in figure),
+        *(line for entry in entries for line in entry),
     ]

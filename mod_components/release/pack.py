@@ -15,17 +15,16 @@ from typing import Any, BinaryIO
 from mod_components import __version__
 from mod_components.errors import CheckpointError, SettingsError
 from mod_components.files import DATALIST, POSTPROCESSING, save_json, write_atomically
-from mod_components.release.card import card_values, metadata_values
+from mod_components.release.card import CURVES, card_values, metadata_values
+from mod_components.release.curves import training_curves
 from mod_components.release.huggingface import write_folder
+from mod_components.release.privacy import cleaned, datalist_without_paths, without_case_ids
 from mod_components.release.render import backbones, render_bundle
 from mod_components.release.trained import (
     check_weights,
-    cleaned,
     read_training,
     recorded_network,
     trained_row,
-    without_case_ids,
-    without_paths,
 )
 from mod_components.release.vendor import config_modules, vendored_files, vendored_name
 
@@ -54,6 +53,7 @@ def pack(
     dist: str | Path = "dist",
     base_url: str = "",
     datalist: bool = False,
+    table: str | Path = "",
 ) -> Path:
     """Pack one trained bundle, with all checks before anything is written.
 
@@ -67,16 +67,18 @@ def pack(
         dist: the folder to write into.
         base_url: where the zip will be found; empty if that is not known.
         datalist: put ``datalist.json`` into the bundle, with the ids of all cases.
+        table: a JSON file with rows for backbones of your own, in place of the package's.
 
     Returns:
         The zip.
 
     Raises:
         SettingsError: for a bundle that the table does not have, or whose files are not as
-            rendered, or a version without a changelog entry.
+            rendered, or a version without a changelog entry, or a ``dist`` that can't be written.
         CheckpointError: for a training that is missing, damaged, or another bundle's.
     """
-    ready = _prepare(name, Path(bundles), Path(run) if run else None, datalist)
+    rows = backbones(table or None)
+    ready = _prepare(name, rows, Path(bundles), Path(run) if run else None, datalist)
     return _write([ready], Path(dist), base_url)[0]
 
 
@@ -86,6 +88,7 @@ def pack_all(
     dist: str | Path = "dist",
     base_url: str = "",
     datalist: bool = False,
+    table: str | Path = "",
 ) -> list[Path]:
     """Pack every bundle of the table, or none.
 
@@ -94,6 +97,7 @@ def pack_all(
         dist: the folder to write into.
         base_url: where the zips will be found.
         datalist: as for :func:`pack`.
+        table: as for :func:`pack`.
 
     Returns:
         The zips.
@@ -102,43 +106,42 @@ def pack_all(
         SettingsError: as :func:`pack`.
         CheckpointError: when a bundle has no weights, naming all of these; and as :func:`pack`.
     """
-    root = Path(bundles)
-    bare = [
-        name for name in backbones() if not (root / f"{name}_mod" / "models" / "model.pt").is_file()
-    ]
+    root, rows = Path(bundles), backbones(table or None)
+    bare = [n for n in rows if not (root / f"{n}_mod" / "models" / "model.pt").is_file()]
     if bare:
         commands = "\n".join(_training_command(root / f"{name}_mod") for name in bare)
         raise CheckpointError(
             f"{len(bare)} bundles in {root} have no models/model.pt: {', '.join(bare)}. Train "
             f"them first, or pack the others one by one:\n{commands}"
         )
-    ready = [_prepare(name, root, None, datalist) for name in backbones()]
+    ready = [_prepare(name, rows, root, None, datalist) for name in rows]
     return _write(ready, Path(dist), base_url)
 
 
-def _prepare(name: str, bundles: Path, run: Path | None, datalist: bool) -> _Packed:
+def _prepare(
+    name: str, table: Mapping[str, Any], bundles: Path, run: Path | None, datalist: bool
+) -> _Packed:
     """Check a bundle and its training, and gather what goes into the zip."""
     short = name.removesuffix("_mod")
-    table = backbones()
     if short not in table:
         raise SettingsError(f"no bundle {name!r} to pack; there are {', '.join(table)}.")
     full = f"{short}_mod"
-    _check_texts(short, bundles / full)
-    models = (run or bundles / full) / "models"
+    _check_texts(short, table, bundles / full)
+    root = run or bundles / full
+    models = root / "models"
     training = read_training(models, full, _training_command(bundles / full))
     row = trained_row(table[short], training["settings"], models / "training.json")
     row["parameters"] = f"{check_weights(row, models / 'model.pt') / 1e6:.1f} M"
     training["settings"].setdefault("network", recorded_network(row))  # older ones lack it
     files: dict[str, bytes | Path] = {"models/model.pt": models / "model.pt"}
     package = vendored_name()
-    training = cleaned(training, package)
-    files["models/training.json"] = _json(training)
-    if (models / POSTPROCESSING).is_file():
-        found = _read_json(models / POSTPROCESSING, "make it again with tune")
-        files[f"models/{POSTPROCESSING}"] = _json(found if datalist else without_case_ids(found))
-    if datalist:
-        found = _read_json(models / DATALIST, "train again, or leave out --datalist")
-        files[f"models/{DATALIST}"] = _json(without_paths(found))
+    curves = training_curves(root, training, full)
+    training = cleaned({k: v for k, v in training.items() if k != "curves"}, package)
+    if curves:
+        files[f"docs/{CURVES}"] = curves
+        training["curves"] = CURVES
+    files["models/training.json"] = _json(training, models / "training.json")
+    files |= _other_records(models, datalist)
     values = {
         **card_values(training, row, package=package, with_datalist=datalist),
         **metadata_values(training, row),
@@ -150,9 +153,27 @@ def _prepare(name: str, bundles: Path, run: Path | None, datalist: bool) -> _Pac
     return _Packed(full, files, training)
 
 
-def _check_texts(short: str, folder: Path) -> None:
+def _other_records(models: Path, datalist: bool) -> dict[str, bytes]:
+    files = {}
+    path = models / POSTPROCESSING
+    if path.is_file():
+        found = _read_json(path, "make it again with tune")
+        try:
+            found = found if datalist else without_case_ids(found)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({error}): make it again with tune."
+            ) from error
+        files[f"models/{POSTPROCESSING}"] = _json(found, path)
+    if datalist:
+        found = _read_json(models / DATALIST, "train again, or leave out --datalist")
+        files[f"models/{DATALIST}"] = _json(datalist_without_paths(found), models / DATALIST)
+    return files
+
+
+def _check_texts(short: str, table: Mapping[str, Any], folder: Path) -> None:
     """The bundle in the repository is what will be packed, and its version has been told of."""
-    rendered = render_bundle(short)
+    rendered = render_bundle(short, dict(table))
     metadata = json.loads(rendered["configs/metadata.json"])
     if __version__ not in metadata["changelog"]:
         raise SettingsError(
@@ -167,7 +188,8 @@ def _check_texts(short: str, folder: Path) -> None:
     if stale:
         raise SettingsError(
             f"{folder} is not as rendered ({', '.join(stale[:5])}): run 'python -m mod_components "
-            "render' from the repository's root, and train again if a setting has changed."
+            "render' from the repository's root (with --table and --folder for a bundle of your "
+            "own), and train again if a setting has changed."
         )
 
 
@@ -176,6 +198,15 @@ def _training_command(folder: Path) -> str:
 
 
 def _write(bundles: Sequence[_Packed], dist: Path, base_url: str) -> list[Path]:
+    try:
+        return _write_all(bundles, dist, base_url)
+    except OSError as error:
+        raise SettingsError(
+            f"{dist} cannot be written ({error}): give --dist a folder that can."
+        ) from error
+
+
+def _write_all(bundles: Sequence[_Packed], dist: Path, base_url: str) -> list[Path]:
     info = _read_json(dist / INFO, "remove it") if (dist / INFO).is_file() else {}
     paths = []
     for bundle in bundles:
@@ -189,7 +220,7 @@ def _write(bundles: Sequence[_Packed], dist: Path, base_url: str) -> list[Path]:
     save_json(dict(sorted(info.items())), dist / INFO)
     downloader = resources.files("mod_components.release").joinpath("unpack.py")
     if downloader.is_file():
-        text = downloader.read_bytes()
+        text = downloader.read_text(encoding="utf-8").encode()  # with plain line ends everywhere
         write_atomically(dist / "get_bundle.py", lambda file: file.write(text))
     return paths
 
@@ -219,8 +250,15 @@ def _sha1(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=4, ensure_ascii=False) + "\n").encode()
+def _json(content: Any, path: Path) -> bytes:
+    try:
+        text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} holds a number that JSON does not have ({error}): correct it, or make it "
+            "again."
+        ) from error
+    return f"{text}\n".encode()
 
 
 def _read_json(path: Path, mend: str) -> dict[str, Any]:

@@ -132,9 +132,11 @@ def render(
     for name in names or list(table):
         for path, content in render_bundle(name, table).items():
             target = Path(folder) / f"{name}_mod" / path
-            if not target.is_file() or target.read_text(encoding="utf-8") != content:
+            # bytes, as packing compares them: a text file on Windows has other line ends
+            new = content.encode()
+            if not target.is_file() or target.read_bytes() != new:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(content, encoding="utf-8")
+                target.write_bytes(new)
                 changed.append(target)
     return changed
 

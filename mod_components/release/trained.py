@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,19 +19,27 @@ from mod_components.release.render import PACKAGE
 
 __all__ = [
     "check_weights",
-    "cleaned",
+    "own_name",
+    "packed_name",
     "read_training",
     "recorded_network",
     "trained_row",
-    "without_case_ids",
-    "without_paths",
 ]
 
-_NETWORKS = re.compile(rf"(monai\.networks\.nets\.)?\w+|{PACKAGE}\.networks\.\w+")
+_MONAIS, _OURS = "monai.networks.nets", f"{PACKAGE}.networks"
 _VENDORED = re.compile(rf"^{PACKAGE}_\d\w*(?=\.)")
-# where one part of a command-line argument ends and another may begin
-_PARTS = re.compile(r"""(['",=()\[\]{};]|\s+(?=[/\\~]|[A-Za-z]:[/\\]|file:))""")
-_ABSOLUTE = re.compile(r"\s*(file:|[/\\~]|[A-Za-z]:[/\\])")
+
+
+def own_name(target: str) -> str:
+    """A class's name with this package's own in place of a packed bundle's copy of it."""
+    return _VENDORED.sub(PACKAGE, target)
+
+
+def packed_name(target: str, package: str) -> str:
+    """A class's name with a packed bundle's copy of this package in place of its own."""
+    if target.startswith(f"{PACKAGE}."):
+        return package + target.removeprefix(PACKAGE)
+    return target
 
 
 def read_training(models: str | Path, name: str, command: str) -> dict[str, Any]:
@@ -42,7 +51,8 @@ def read_training(models: str | Path, name: str, command: str) -> dict[str, Any]
         command: what to train the bundle with, for messages.
 
     Raises:
-        CheckpointError: when one of the two is missing, or is another bundle's.
+        CheckpointError: when one of the two is missing, is another bundle's, or does not hold
+            what a training writes.
     """
     models = Path(models)
     path = models / "training.json"
@@ -60,7 +70,46 @@ def read_training(models: str | Path, name: str, command: str) -> dict[str, Any]
             f"{path} tells of a training of {found}, not of {name}: pack that bundle, or give the "
             "folder of another run."
         )
+    if wrong := _wrong_types(training):
+        raise CheckpointError(
+            f"{path} does not hold what a training writes ({', '.join(wrong)}): restore the file "
+            "of the training, or train again."
+        )
     return training
+
+
+def _wrong_types(training: Mapping[str, Any]) -> list[str]:
+    """Entries of ``training.json`` that are there and are not of the type that is used of them."""
+    settings, history = training["settings"], training.get("history", [])
+    rows = history if isinstance(history, list) else [history]
+    metrics, versions = training.get("metrics", {}), training.get("versions", {})
+    size, network = settings.get("roi_size", [1, 1, 1]), settings.get("network", {})
+    numbers = ("fold", "training_cases", "validation_cases", "unlabelled_cases", "epochs")
+    right = {
+        "metrics": isinstance(metrics, dict) and all(map(_is_number, metrics.values())),
+        "versions": isinstance(versions, dict),
+        "command": isinstance(training.get("command", []), list),
+        "history": all(
+            isinstance(row, dict) and isinstance(row.get("dataset_dir"), (str, type(None)))
+            for row in rows
+        ),
+        "settings#roi_size": isinstance(size, list) and len(size) == 3 and all(map(_is_side, size)),
+        "settings#network": isinstance(network, dict),
+        **{
+            f"settings#{key}": isinstance(settings.get(key, ""), str)
+            for key in ("dataset_dir", "layout", "tap")
+        },
+        **{f"settings#{key}": isinstance(settings.get(key), (int, type(None))) for key in numbers},
+    }
+    return [name for name, is_right in right.items() if not is_right]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def trained_row(row: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -75,8 +124,12 @@ def trained_row(row: Mapping[str, Any], settings: Mapping[str, Any], path: Path)
         path: that file, for messages.
 
     Raises:
-        CheckpointError: when the network is one that a packed bundle can't build.
+        CheckpointError: when the network is one that a packed bundle can't build, or a setting
+            would be evaluated by MONAI.
     """
+    taken = ("tap", "mask_cell", "roi_size", *row["network_settings"])
+    for key in [key for key in taken if key in settings]:
+        _refuse_expression(settings[key], f"the setting {key}", path)
     changed = {key: settings[key] for key in ("tap", "mask_cell") if key in settings}
     own = row["network_settings"]
     changed["network_settings"] = {key: settings.get(key, value) for key, value in own.items()}
@@ -134,70 +187,46 @@ def check_weights(row: Mapping[str, Any], path: Path) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def cleaned(training: Mapping[str, Any], package: str) -> dict[str, Any]:
-    """``training.json`` as a packed bundle holds it.
-
-    Args:
-        training: its content.
-        package: the name of this package's copy in the bundle.
-
-    Returns:
-        The same without paths of the machine, and with the network's class under its new name.
-    """
-    content = {**training}
-    command = [str(word) for word in content.get("command", [])]
-    if command and (_ABSOLUTE.match(command[0]) or command[0].endswith(".py")):
-        content["command"] = command[1:]  # the first is the interpreter's script
-    content = dict(without_paths(content))
-    network = content["settings"].get("network")
-    if network:
-        target = _VENDORED.sub(PACKAGE, network["target"])
-        if target.startswith(f"{PACKAGE}."):
-            target = package + target.removeprefix(PACKAGE)
-        content["settings"]["network"] = {**network, "target": target}
-    return content
-
-
-def without_paths(node: Any) -> Any:
-    """JSON content in which the last part stands for each absolute path."""
-    if isinstance(node, Mapping):
-        return {key: without_paths(value) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return [without_paths(item) for item in node]
-    if not isinstance(node, str):
-        return node
-    if _ABSOLUTE.match(node) and not re.search(r"""['",]""", node):
-        return _last_part(node)  # a path with spaces, perhaps
-    return "".join(_last_part(part) for part in _PARTS.split(node))
-
-
-def without_case_ids(postprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """``postprocessing.json`` with the number of the cases that it was chosen on, not their ids."""
-    chosen = {
-        which: {**found, "cases": [], "number_of_cases": len(found.get("cases", []))}
-        for which, found in postprocessing.get("chosen_on", {}).items()
-    }
-    return {**postprocessing, "chosen_on": chosen}
-
-
-def _last_part(text: str) -> str:
-    if not _ABSOLUTE.match(text):
-        return text
-    windows = "\\" in text
-    return (PureWindowsPath(text) if windows else PurePosixPath(text)).name
-
-
 def _plain_record(network: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The record of a network, refused if it names code of others or could be evaluated."""
-    record = {**network, "target": _VENDORED.sub(PACKAGE, str(network.get("target", "")))}
-    if not _NETWORKS.fullmatch(record["target"]):
+    record = {**network, "target": own_name(str(network.get("target", "")))}
+    if not _is_network(record["target"]):
         raise CheckpointError(
             f"{path}: the network is a {record['target']}, and a packed bundle brings MONAI's and "
             "this project's networks alone: train one of these."
         )
-    if re.search(r'"[$@%]', json.dumps(record)):
-        raise CheckpointError(f"{path}: an argument of the network is an expression: train again.")
+    _refuse_expression(record, "an argument of the network", path)
     return record
+
+
+def _is_network(target: str) -> bool:
+    """Whether it names a network's class; MONAI finds Python's own functions by bare names too."""
+    module, _, name = target.rpartition(".")
+    if module not in ("", _MONAIS, _OURS):
+        return False
+    found = getattr(import_module(module or _MONAIS), name, None)
+    return isinstance(found, type) and issubclass(found, nn.Module)
+
+
+def _refuse_expression(value: Any, what: str, path: Path) -> None:
+    if _is_evaluated(value):
+        raise CheckpointError(
+            f"{path}: {what} is an expression, which configs would run: restore the file of the "
+            "training, or train again."
+        )
+
+
+def _is_evaluated(value: Any) -> bool:
+    """Whether a config would do more with a value than hold it."""
+    if isinstance(value, Mapping):
+        return any(
+            str(key).startswith("_") or _is_evaluated(key) or _is_evaluated(item)
+            for key, item in value.items()
+        )
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_evaluated, value))
+    # inside an expression that quotes it, "@" is a reference anywhere
+    return isinstance(value, str) and bool(re.search(r"[$@%]", value))
 
 
 def _filled(network_def: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,8 @@ SMALL = 10**7  # below this a high ratio does no harm
 PIECE = 2**20
 MEND = "get the bundle anew from its publisher"
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.I)
-EXTRA = {0x0001, 0x000A, 0x5455, 0x7875}  # sizes beyond 4 GB; times and owners of common programs
+# sizes beyond 4 GB; times, owners and access lists of common programs
+EXTRA = {0x0001, 0x000A, 0x4453, 0x5455, 0x5855, 0x7875}
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -203,7 +204,10 @@ def _unsafe(entry: zipfile.ZipInfo) -> Iterator[str]:
     ):
         yield "is a file and a folder at once"
     if entry.comment or not _known_extra(entry.extra):
-        yield "has a comment or an unknown field, in which other entries can hide"
+        yield (
+            "has a comment or an unknown field, in which other entries can hide (a bundle of your "
+            "own: zip it again with 'python -m mod_components pack')"
+        )
     if entry.flag_bits & 0x2041:
         yield "is encrypted"
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

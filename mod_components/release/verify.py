@@ -18,18 +18,17 @@ from mod_components.release.checks import (
     check_metadata,
     check_network,
     check_pickles,
+    check_record,
+    check_rendered,
     check_texts,
     check_weights,
 )
 from mod_components.release.checks.configs import INFERENCE
 from mod_components.release.checks.files import WEIGHTS
+from mod_components.release.checks.record import short_name
 from mod_components.release.unpack import ArchiveError, read_archive, unpack
 
 __all__ = ["Problem", "Report", "bundles_to_verify", "verify"]
-
-# with one of these nothing of the bundle is built: it would run what nobody has checked, or say
-# the same again
-UNSAFE = {"code", "config", "json", "link", "pickle", "record", "weights"}
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,9 @@ class Report:
 def verify(path: str | os.PathLike[str]) -> Report:
     """Check a bundle's folder, or a packed bundle, against everything it must be.
 
-    Nothing in it is imported, built or unpickled before the checks that read it as data have
-    passed; then its network is built in a process of its own. Nothing is written beside it.
+    Nothing in it is imported, built or unpickled unless all checks that read it as data have
+    passed and its configs are what this release renders; then its network is built in a process of
+    its own. Nothing is written beside it.
 
     Args:
         path: the folder, or the zip.
@@ -127,6 +127,7 @@ def _verify_folder(path: Path, bundle: Bundle) -> Report:
         *check_metadata(bundle),
         *check_configs(bundle),
         *check_code(bundle),
+        *check_record(bundle),
     ]
     notes = []
     if not any(problem.kind == "pickle" for problem in problems):
@@ -134,10 +135,13 @@ def _verify_folder(path: Path, bundle: Bundle) -> Report:
     if WEIGHTS not in bundle.entries and not bundle.packed:
         message = "is not there, so that no weights were checked; train first"
         notes.append(Problem("missing", WEIGHTS, message))
-    unsafe = any(problem.kind in UNSAFE for problem in problems)
-    if INFERENCE in bundle.documents and not unsafe:
-        problems += check_network(bundle)
-    else:
+    problems += check_rendered(bundle, {problem.file for problem in problems})
+    if problems:
         message = "the network was not built, because of the above"
         notes.append(Problem("network", INFERENCE, message))
+    elif not short_name(bundle):
+        message = f"this release has no bundle {bundle.folder.name}: its network was not built"
+        notes.append(Problem("network", INFERENCE, message))
+    else:
+        problems += check_network(bundle)
     return Report(path, problems, notes)

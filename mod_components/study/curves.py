@@ -86,5 +86,5 @@ def plot_curves(
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Software": None})  # no version in it
     return curves

@@ -238,14 +238,13 @@ def test_all_six_in_a_fresh_environment(
     subprocess.run([*install, *packages], check=True)
     (tmp_path / "empty").mkdir()
     for name in NAMES:
-        url = f"{server}/{name}_v0.1.0.zip"
-        commands = (
-            f"-m monai.bundle download --name {name} --bundle_dir bundles --url {url}",
-            f"-m monai.bundle run --config_file bundles/{name}/configs/inference.json "
-            f"--dataset_dir {case} --output_dir out/{name}",
+        program = (
+            "from monai.bundle import download, run\n"
+            f"download(name={name!r}, bundle_dir='bundles', url='{server}/{name}_v0.1.0.zip')\n"
+            f"run(config_file='bundles/{name}/configs/inference.json', dataset_dir={str(case)!r}, "
+            f"output_dir='out/{name}')\n"
         )
-        for command in commands:
-            subprocess.run([python, *command.split()], cwd=tmp_path / "empty", check=True)
+        subprocess.run([python, "-c", program], cwd=tmp_path / "empty", check=True)
         there = nib.load(tmp_path / "empty" / "out" / name / f"{case.name}_seg.nii.gz")
         here = label_map_here(runs[name], name, case)
         np.testing.assert_array_equal(there.dataobj, here, err_msg=name)

@@ -161,6 +161,7 @@ def script() -> ModuleType:
         ("a\\..\\x", "leads elsewhere"),
         ("C:/x", "leads elsewhere"),
         ("link", "leads elsewhere"),
+        (".", "leads elsewhere"),
         ("b/x", "has 2 top folders, not one"),
         ("a/x", "would unpack to more than 0 GiB"),
     ],
@@ -200,6 +201,174 @@ def test_the_script_says_what_is_missing(tmp_path: Path) -> None:
     assert done.stdout.startswith("FAIL: ")
     assert "holds no MONAI Label yet: run 'setup' with it first." in done.stdout
     assert not (tmp_path / "none").exists()
+
+
+PACKED = {
+    "LICENSE": "",
+    "configs/metadata.json": "{}",
+    "configs/inference.json": "{}",
+    "configs/train.json": f'{{"data": "${PACKAGE}.data.listed"}}',
+    "models/model.pt": "new weights",
+    f"{PACKAGE}/__init__.py": "",
+}
+
+
+@pytest.fixture
+def server(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A place with no environment, whose app has one bundle, trained."""
+    monkeypatch.setattr(script, "add_packages", lambda place, bundle: None)
+    place = script.Place(tmp_path / "label")
+    fill(place.app / "model" / "x_mod", PACKED | {"models/model.pt": "trained weights"})
+    return place
+
+
+def fill(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def zipped(path: Path, files: dict[str, str] = PACKED) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(f"x_mod/{name}", text)
+    return path
+
+
+def content(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_a_replaced_bundle_is_kept(
+    kind: str,
+    script: ModuleType,
+    server: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    models = server.app / "model"
+    source = zipped(tmp_path / "x.zip") if kind == "zip" else fill(tmp_path / "x_mod", PACKED)
+    assert script.put_bundle(server, str(source), models, False) == "x_mod"
+    assert content(models)["x_mod/models/model.pt"] == "trained weights"
+    for number, weights in enumerate(("trained weights", "new weights"), start=1):
+        assert script.put_bundle(server, str(source), models, True) == "x_mod"
+        assert content(models) == {f"x_mod/{name}": text for name, text in PACKED.items()}
+        old = server.folder / "replaced" / str(number) / "x_mod"
+        assert content(old) == PACKED | {"models/model.pt": weights}
+        assert f"is now {old}" in capsys.readouterr().out
+    assert sorted(path.name for path in server.folder.iterdir()) == ["apps", "replaced"]
+
+
+@pytest.mark.parametrize("kind", ["itself", "link", "inside", "around"])
+def test_a_bundle_does_not_replace_itself(
+    kind: str, script: ModuleType, server: Any, tmp_path: Path
+) -> None:
+    models = server.app / "model"
+    source = models / "x_mod"
+    if kind == "link":
+        source = tmp_path / "x_mod"
+        source.symlink_to(models / "x_mod")
+    elif kind == "inside":
+        source = fill(models / "x_mod" / "x_mod", PACKED)
+    elif kind == "around":
+        source = fill(server.folder, PACKED)
+    before = content(server.folder)
+    with pytest.raises(script.UserError, match="one lies in the other: leave out --replace"):
+        script.put_bundle(server, str(source), models, True)
+    assert content(server.folder) == before
+
+
+def damaged(path: Path, kind: str) -> Path:
+    """A zip whose weights can't be read, or that lacks something."""
+    if kind in PACKED:
+        return zipped(path, {name: text for name, text in PACKED.items() if name != kind})
+    if kind == "torn json":
+        return zipped(path, PACKED | {"configs/metadata.json": '{"version": '})
+    if kind == "repository":
+        named = PACKED["configs/train.json"].replace(PACKAGE, "mod_components")
+        return zipped(path, PACKED | {"configs/train.json": named})
+    data = bytearray(zipped(path).read_bytes())
+    if kind == "cut short":
+        del data[-40:]
+    elif kind == "flipped bit":
+        data[data.index(b"new weights")] ^= 1
+    else:
+        # flags and method in the zip's directory
+        entry = data.index(b"PK\x01\x02")
+        position, value = {"encrypted": (8, 1), "unknown method": (10, 99)}[kind]
+        data[entry + position] = value
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("cut short", "no whole zip"),
+        ("flipped bit", "damaged or encrypted .*Bad CRC-32"),
+        ("encrypted", "damaged or encrypted"),
+        ("unknown method", "damaged or encrypted"),
+        ("torn json", "damaged or encrypted .*Expecting value"),
+        ("configs/metadata.json", "has no configs/metadata.json: pack the bundle first"),
+        ("configs/inference.json", "has no configs/inference.json"),
+        ("configs/train.json", "has no configs/train.json"),
+        ("models/model.pt", "has no models/model.pt"),
+        (f"{PACKAGE}/__init__.py", "has no package mod_components_VERSION of its own: pack"),
+        ("repository", "has no package mod_components_VERSION of its own: pack"),
+    ],
+)
+def test_a_bundle_that_is_not_whole_replaces_nothing(
+    kind: str, message: str, script: ModuleType, server: Any, tmp_path: Path
+) -> None:
+    source = damaged(tmp_path / "x.zip", kind)
+    before = content(server.folder)
+    with pytest.raises(script.UserError, match=message) as caught:
+        script.put_bundle(server, str(source), server.app / "model", True)
+    assert str(source) in str(caught.value)
+    assert content(server.folder) == before
+    assert [path.name for path in server.folder.iterdir()] == ["apps"]
+
+
+def test_what_is_served_must_bring_its_code(script: ModuleType, server: Any) -> None:
+    models = server.app / "model"
+    shutil.rmtree(models / "x_mod" / PACKAGE)
+    with pytest.raises(script.UserError, match=r"x_mod has no package .*with --replace"):
+        script.put_bundle(server, str(zipped(server.folder / "x.zip")), models, False)
+
+
+@pytest.mark.parametrize("package", [True, False])
+def test_only_packed_bundles_are_taken(
+    package: bool, bundle: Path, script: ModuleType, server: Any, tmp_path: Path
+) -> None:
+    models = server.app / "model"
+    if package:
+        name = script.put_bundle(server, str(bundle), models, False)
+        assert (models / name / PACKAGE / "__init__.py").is_file()
+        return
+    unpacked = shutil.copytree(BUNDLES / bundle.name, tmp_path / bundle.name)
+    shutil.copytree(bundle / "models", unpacked / "models", dirs_exist_ok=True)
+    with pytest.raises(script.UserError, match="of its own: pack the bundle first"):
+        script.put_bundle(server, str(unpacked), models, False)
+    assert [path.name for path in models.iterdir()] == ["x_mod"]
+
+
+def test_a_damaged_zip_is_one_line(server: Any, tmp_path: Path) -> None:
+    server.ready.parent.mkdir()
+    server.ready.touch()
+    source = damaged(tmp_path / "x.zip", "flipped bit")
+    options = ("--studies", str(tmp_path), "--replace")
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "serve", str(server.folder), str(source), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {source} is damaged or encrypted (")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow

@@ -148,3 +148,83 @@ def test_an_older_record_tells_less(on_data: dict[str, Any], tmp_path: Path) -> 
     values = card_values(training, ROW) | metadata_values(training, ROW)
     assert "an unknown number of cases to train" in values["weights_text"]
     assert all(isinstance(value, (str, dict)) for value in values.values())
+
+
+def all_words(training: dict[str, Any]) -> str:
+    values = card_values(training, ROW) | metadata_values(training, ROW)
+    return "\n".join(str(value) for value in values.values())
+
+
+BRATS = {"dataset_dir": "BraTS2021", "training_cases": 1000, "epochs": 300}
+
+
+def test_what_the_first_weights_were_trained_on_is_told(on_sample: dict[str, Any]) -> None:
+    training = copy.deepcopy(on_sample)
+    training["settings"]["pretrained"] = True
+    training["history"] = [BRATS, {"dataset_dir": "clinic", "training_cases": 9, "epochs": None}]
+    origin = (
+        "the embedded sample of synthetic brains, computed by this project, from weights trained "
+        "on the data set in the folder BraTS2021 (1000 cases, 300 epochs), then on the data set "
+        "in the folder clinic (9 cases)"
+    )
+    values, metadata = card_values(training, ROW), metadata_values(training, ROW)
+    assert values["weights_text"].startswith(f"**Fine-tuned on {origin}**: 12 cases to train")
+    assert (
+        f"Its weights were fine-tuned on {origin}: the terms of these data sets"
+        in (values["weights_terms_text"])
+    )
+    assert metadata["data_source"] == origin[0].upper() + origin[1:]
+    assert metadata["description"].endswith(f"Fine-tuned on {origin}.")
+    words = all_words(training)
+    for untrue in ("never seen", "sample alone", "was not trained on them", "Not for use on"):
+        assert untrue not in words
+    assert "may have been trained on some of them" in values["performance_text"]
+    assert "says nothing about patients' scans" in values["performance_text"]
+
+
+def test_fine_tuned_from_the_sample_to_the_sample(on_sample: dict[str, Any]) -> None:
+    training = copy.deepcopy(on_sample)
+    training["history"] = [{"dataset_dir": "embedded sample", "training_cases": 12, "epochs": 3}]
+    assert "never seen a patient's scan" in card_values(training, ROW)["weights_text"]
+    assert "Not for use on patients' scans" in metadata_values(training, ROW)["description"]
+
+
+@pytest.mark.parametrize("history", [None, [], [{"dataset_dir": "unknown"}]])
+def test_first_weights_of_unknown_origin(on_sample: dict[str, Any], history: Any) -> None:
+    training = copy.deepcopy(on_sample)
+    training["settings"]["pretrained"] = True
+    if history is not None:
+        training["history"] = history
+    words = all_words(training)
+    assert words.count("from weights trained on data of which nothing is recorded") == 4
+    assert "never seen" not in words
+
+
+def test_cases_that_another_program_listed(on_data: dict[str, Any]) -> None:
+    on_data["settings"] |= {"dataset_dir": "listed cases", "fold": -1}
+    text = card_values(on_data, ROW)["weights_text"]
+    assert text.startswith("**Trained on cases listed by another program, such as MONAI Label (")
+    assert "fold" not in text.replace("folder", "")
+
+
+def test_figures_that_are_none_are_not_given(on_data: dict[str, Any]) -> None:
+    on_data["metrics"] = {**METRICS, "val_dice_et": float("nan"), "val_hd95": float("inf")}
+    assert "enhancing" not in card_values(on_data, ROW)["performance_text"]
+    assert set(metadata_values(on_data, ROW)["eval_metrics"]) == {"mean_dice", "dice_tc", "dice_wt"}
+    on_data["metrics"] = {"val_mean_dice": float("nan")}
+    assert card_values(on_data, ROW)["performance_text"].startswith("Not measured")
+
+
+def test_without_mod_nothing_of_it_is_said(on_data: dict[str, Any]) -> None:
+    assert metadata_values(on_data, ROW)["metadata_name"] == "SwinUNETR with MOD"
+    assert card_values(on_data, ROW)["mod_text"].startswith("\n- MOD reads the ")
+    on_data["settings"] |= {"use_tokenizer": False, "use_predictor": False}
+    assert metadata_values(on_data, ROW)["metadata_name"] == "SwinUNETR"
+    assert ", trained without MOD. Trained on" in metadata_values(on_data, ROW)["description"]
+    assert card_values(on_data, ROW)["mod_text"] == ""
+
+
+def test_curves_are_shown_where_there_are_some(on_data: dict[str, Any]) -> None:
+    assert "curves.png" not in all_words(on_data)
+    text = card_values({**on_data, "curves": "curves.png"}, ROW)["performance_text"]
+    assert "\n\n![Curves of the training, by epoch](curves.png)\n\n" in text

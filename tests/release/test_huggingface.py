@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from mod_components.errors import SettingsError
+from mod_components.release import huggingface
 from mod_components.release.huggingface import model_card, write_folder
 from tests.release.runs import METRICS
 
@@ -68,3 +70,74 @@ def test_the_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert "*.pt filter=lfs diff=lfs merge=lfs -text\n" in (folder / ".gitattributes").read_text()
     assert (folder / "README.md").read_text().endswith("---\n\n# Model overview\n\nText.\n")
     assert {path.name for path in tmp_path.iterdir()} == {"a_mod", "weights"}
+
+
+@pytest.fixture
+def cloned(tmp_path: Path) -> Path:
+    folder = write_folder(tmp_path / "a_mod", FILES, {"settings": SETTINGS})
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").write_text("ref")
+    return folder
+
+
+@pytest.mark.parametrize("killed_at", range(1, 4))
+def test_the_repository_outlives_a_call_that_is_killed(
+    cloned: Path, killed_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each of the renamings; nothing but the next call puts it right."""
+    rename, done = Path.rename, 0
+
+    def killed(self: Path, target: Path) -> Path:
+        nonlocal done
+        done += 1
+        if done == killed_at:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_folder(cloned, FILES, {"settings": SETTINGS})
+    write_folder(cloned, FILES, {"settings": SETTINGS})
+    assert (cloned / ".git" / "HEAD").read_text() == "ref"
+    assert [path.name for path in cloned.parent.iterdir()] == ["a_mod"]
+
+
+def test_the_repository_outlives_a_folder_that_cannot_be_deleted(
+    cloned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise PermissionError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface.shutil, "rmtree", refuse)
+        write_folder(cloned, FILES, {"settings": SETTINGS})
+    write_folder(cloned, FILES, {"settings": SETTINGS})
+    assert (cloned / ".git" / "HEAD").read_text() == "ref"
+    assert [path.name for path in cloned.parent.iterdir()] == ["a_mod"]
+
+
+def test_two_repositories_are_both_kept(cloned: Path) -> None:
+    """One in the folder where releases before this one built: whose it is, nobody knows."""
+    left = cloned.with_name(".a_mod.tmp") / ".git"
+    left.mkdir(parents=True)
+    with pytest.raises(SettingsError, match="only one can be kept: remove the other"):
+        write_folder(cloned, FILES, {"settings": SETTINGS})
+    assert left.is_dir()
+    (cloned / ".git" / "HEAD").unlink()
+    (cloned / ".git").rmdir()
+    write_folder(cloned, FILES, {"settings": SETTINGS})
+    assert (cloned / ".git").is_dir()
+    assert not left.exists()
+
+
+def test_the_picture_is_found_from_the_root_too() -> None:
+    card = model_card("a_mod", "![Curves](curves.png)\n", {"settings": SETTINGS})
+    assert card.endswith("![Curves](docs/curves.png)\n")
+
+
+def test_a_figure_that_is_none_is_left_out() -> None:
+    metrics = {**METRICS, "val_dice_et": float("nan")}
+    card = model_card("a_mod", "", {"settings": SETTINGS, "metrics": metrics})
+    assert card.count("value: ") == 3

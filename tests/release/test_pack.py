@@ -21,6 +21,7 @@ from mod_components import __version__
 from mod_components.errors import CheckpointError, SettingsError
 from mod_components.release import backbones, render
 from mod_components.release.pack import pack, pack_all
+from tests.bundles.conftest import run_python
 from tests.release.runs import BUNDLES, METRICS, make_run
 
 PACKAGE = f"mod_components_{__version__.replace('.', '_')}"
@@ -145,7 +146,7 @@ def test_no_path_of_the_machine_is_in_it(tmp_path: Path) -> None:
     bundle = unzipped(packed(run, "unetr", tmp_path / "dist"), tmp_path / "out")
     training = json.loads((bundle / "models" / "training.json").read_text())
     assert training["command"] == [
-        *("run", "--config_file", "['train.json','baseline.json']"),
+        *("run", "--config_file", "['train.json', 'baseline.json']"),
         *("--dataset_dir=BraTS 2021", "--bundle_root", "fold 0"),
         *("--unlabelled_dir", "more", "--epochs", "3"),
     ]
@@ -254,6 +255,29 @@ def test_a_training_from_before_the_network_was_recorded(run: Path, tmp_path: Pa
     assert one == other
 
 
+# as a chosen "training.json" could have them; none may be evaluated
+EXPRESSIONS: dict[str, dict[str, Any]] = {
+    "width that runs": {"feature_size": "$(open('ran', 'w'), 12)[1]"},
+    "tap that runs": {"tap": "$open('ran', 'w').name"},
+    "cell that runs": {"mask_cell": "$(open('ran', 'w'), 16)[1]"},
+    "cell of a list": {"mask_cell": [16, "@bundle_root"]},
+    "width of a file": {"feature_size": "%train.json::roi_size"},
+    "width of a component": {"feature_size": {"_target_": "open", "file": "ran", "mode": "w"}},
+}
+WRONG_TYPES: dict[str, tuple[str, Any]] = {
+    "no metrics": ("metrics", None),
+    "a figure in words": ("metrics", {"val_mean_dice": "x"}),
+    "versions in a list": ("versions", []),
+    "command in a word": ("command", "x /home/ann"),
+    "history of words": ("history", ["BraTS"]),
+    "no crop": ("roi_size", None),
+    "crop in a word": ("roi_size", "64"),
+    "network in a list": ("network", [1]),
+    "fold in a word": ("fold", "0"),
+    "data in a list": ("dataset_dir", ["a"]),
+}
+
+
 def break_run(run: Path, how: str) -> None:
     models = run / "models"
     path = models / "training.json"
@@ -281,6 +305,22 @@ def break_run(run: Path, how: str) -> None:
         content["settings"]["network"]["target"] = "os.system"
     elif how == "expression":
         content["settings"]["network"]["feature_size"] = "$print('run')"
+    elif how in EXPRESSIONS:
+        del content["settings"]["network"]
+        content["settings"] |= EXPRESSIONS[how]
+    elif how == "component in an argument":
+        content["settings"]["network"]["norm_name"] = {"_target_": "os.getcwd"}
+    elif how == "component beside the class":
+        content["settings"]["network"]["_target_"] = "os.getcwd"
+    elif how == "function of Python":
+        content["settings"]["network"] = {"target": "open", "file": "x", "mode": "w"}
+    elif how in WRONG_TYPES:
+        place, value = WRONG_TYPES[how]
+        (content["settings"] if place in content["settings"] else content)[place] = value
+    elif how == "number that is none":
+        content["settings"]["learning_rate"] = float("nan")
+    elif how == "thresholds of no cases":
+        (models / "postprocessing.json").write_text('{"chosen_on": []}')
     elif how == "no such network":
         content["settings"]["network"]["depths"] = "two"
     if path.is_file() and how != "damaged record":
@@ -300,17 +340,105 @@ def break_run(run: Path, how: str) -> None:
         ("one tensor less", r"model\.pt does not fit SwinUNETR: 1 of"),
         ("code of others", r"the network is a os\.system, and a packed bundle brings MONAI's"),
         ("expression", r"an argument of the network is an expression"),
+        ("component in an argument", r"an argument of the network is an expression"),
+        ("component beside the class", r"an argument of the network is an expression"),
+        ("function of Python", r"the network is a open, and a packed bundle brings MONAI's"),
+        *((how, rf"setting {next(iter(s))} is an expression") for how, s in EXPRESSIONS.items()),
+        *(
+            (how, rf"does not hold what a training writes \((settings#)?{place}\): restore")
+            for how, (place, _) in WRONG_TYPES.items()
+        ),
+        ("number that is none", r"training\.json holds a number that JSON does not have"),
+        ("thresholds of no cases", r"postprocessing\.json cannot be read .*: make it again"),
         ("no such network", r"the network that it tells of can't be built"),
     ],
 )
 def test_a_training_that_cannot_be_packed(
-    how: str, message: str, run: Path, tmp_path: Path
+    how: str, message: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(run, tmp_path / "run")
     break_run(tmp_path / "run", how)
     with pytest.raises(CheckpointError, match=message):
         packed(tmp_path / "run", "swinunetr", tmp_path / "dist")
-    assert not (tmp_path / "dist").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "dist").write_text("")
+    with pytest.raises(SettingsError, match=r"dist cannot be written .*: give --dist a folder"):
+        packed(run, "swinunetr", tmp_path / "dist")
+
+
+def test_a_fold_that_was_not_given_and_a_figure_that_is_none(tmp_path: Path) -> None:
+    metrics = {**METRICS, "val_dice_et": float("nan")}
+    run = make_run(
+        tmp_path / "run", "swinunetr", settings={"fold": None}, record={"metrics": metrics}
+    )
+    bundle = unzipped(packed(run, "swinunetr", tmp_path / "dist"), tmp_path / "out")
+    assert "fold -1 (the data set's own split" in (bundle / "docs" / "README.md").read_text()
+    for path in bundle.rglob("*.json"):
+        json.loads(path.read_text(), parse_constant=pytest.fail)
+    training = json.loads((bundle / "models" / "training.json").read_text())
+    assert set(training["metrics"]) == set(METRICS) - {"val_dice_et"}
+
+
+def write_tables(run: Path, epochs: int = 3, dice: float = METRICS["val_mean_dice"]) -> None:
+    """``eval/`` of the training that ``make_run`` tells of: its best epoch is the second."""
+    rows = [f"{epoch},{1 / epoch:.6g},{2 / epoch:.6g}\n" for epoch in range(1, epochs + 1)]
+    (run / "eval" / "train.csv").write_text("epoch,loss_seg,loss_token\n" + "".join(rows))
+    table = f"epoch,val_mean_dice\n1,0.5\n2,{dice:.6g}\n3,0.6\n"
+    (run / "eval" / "validation.csv").write_text(table)
+
+
+def test_curves_are_drawn_from_the_tables_of_the_training(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "swinunetr")
+    write_tables(run)
+    archive = packed(run, "swinunetr", tmp_path / "dist")
+    bundle = unzipped(archive, tmp_path / "out")
+    picture = (bundle / "docs" / "curves.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert b"atplotlib" not in picture
+    assert "](curves.png)" in (bundle / "docs" / "README.md").read_text()
+    folder = tmp_path / "dist" / "huggingface" / "swinunetr_mod"
+    assert "](docs/curves.png)" in (folder / "README.md").read_text()
+    # from the tables again, and from the packed bundle, which has none
+    for source, dist in ((run, "second"), (bundle, "third")):
+        again = packed(source, "swinunetr", tmp_path / dist)
+        assert again.read_bytes() == archive.read_bytes()
+
+
+@pytest.mark.parametrize("how", ["another figure", "too short", "no validation", "no table"])
+def test_curves_of_another_training_are_not_shown(how: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "swinunetr")
+    if how == "no table":
+        (run / "eval" / "train.csv").write_text("no,\x00")
+    else:
+        write_tables(
+            run, 1 if how == "too short" else 3, 0.9 if how == "another figure" else 0.625373
+        )
+    if how == "no validation":
+        (run / "eval" / "validation.csv").unlink()
+    bundle = unzipped(packed(run, "swinunetr", tmp_path / "dist"), tmp_path / "out")
+    assert not (bundle / "docs" / "curves.png").exists()
+    assert "curves.png" not in (bundle / "docs" / "README.md").read_text()
+
+
+def test_a_row_of_ones_own(tmp_path: Path) -> None:
+    row = {**backbones()["swinunetr"], "title": "Mine"}
+    table = tmp_path / "rows.json"
+    table.write_text(json.dumps({"mine": row}))
+    render(tmp_path / "bundles", table=backbones(table))
+    run = make_run(tmp_path / "run", "swinunetr", settings={"bundle": "mine_mod"})
+    done = run_python(
+        *("-m", "mod_components", "pack", "mine_mod", "--run", run, "--table", table),
+        *("--bundles", tmp_path / "bundles", "--dist", tmp_path / "dist"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    bundle = unzipped(tmp_path / "dist" / f"mine_mod_v{__version__}.zip", tmp_path / "out")
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert metadata["name"] == "Mine with MOD"
 
 
 def test_the_bundle_must_be_as_rendered(run: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 def test_committed_bundle_equals_its_source(name: str) -> None:
     folder = BUNDLES / f"{name}_mod"
     for path, content in render_bundle(name).items():
-        assert (folder / path).read_text() == content, (
+        assert (folder / path).read_bytes() == content.encode(), (
             f"{folder / path} differs: edit the template and run 'python -m mod_components render'"
         )
 
@@ -61,6 +61,22 @@ def test_render_writes_what_differs_and_keeps_the_rest(tmp_path: Path) -> None:
     config.write_text("{}")
     assert render(tmp_path, ["swinunetr"]) == [config]
     assert weights.read_bytes() == b"weights"
+
+
+def test_line_ends_of_windows_differ_and_are_mended(tmp_path: Path) -> None:
+    """A checkout can have them; packing compares bytes and sends to this."""
+    render(tmp_path, ["swinunetr"])
+    config = tmp_path / "swinunetr_mod" / "configs" / "train.json"
+    plain = config.read_bytes()
+    config.write_bytes(plain.replace(b"\n", b"\r\n"))
+    assert render(tmp_path, ["swinunetr"]) == [config]
+    assert config.read_bytes() == plain
+
+
+def test_git_keeps_the_line_ends_of_what_is_rendered() -> None:
+    lines = (BUNDLES.parent / ".gitattributes").read_text().splitlines()
+    assert "bundles/** text eol=lf" in lines
+    assert "mod_components/release/templates/** text eol=lf" in lines
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

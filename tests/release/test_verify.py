@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,14 @@ import torch
 from mod_components.errors import SettingsError
 from mod_components.release import backbones, render_bundle
 from mod_components.release import verify as verify_module
+from mod_components.release.card import card_values
 from mod_components.release.checks import network as network_module
+from mod_components.release.trained import trained_row
 from mod_components.release.verify import bundles_to_verify, verify
 from tests.backbones import build_network
 from tests.release.checks.good import (
     PACKAGE,
+    ROI,
     copy_bundle,
     edit,
     make_bundle,
@@ -53,14 +57,25 @@ def bad(good: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def built(good: Path) -> dict[str, Any]:
-    """What the process that builds the good one's network has found."""
-    return network_module._in_process(good, [1, 4, 64, 64, 64])
+    """What the process that builds the good one's network finds."""
+    return found_in("swinunetr")
 
 
 @pytest.fixture
 def same_network(built: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Build once for all: starting a process takes seconds, and most sabotage leaves it."""
     monkeypatch.setattr(network_module, "_in_process", lambda *_: built)
+
+
+def found_in(name: str) -> dict[str, Any]:
+    """What building a small network in a process of its own finds, which takes seconds."""
+    network = build_network(name, ROI)
+    return {
+        "class": type(network).__name__,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "tensors": {key: list(tensor.shape) for key, tensor in network.state_dict().items()},
+        "output": [1, 3, *ROI],
+    }
 
 
 def lines(path: Path) -> list[str]:
@@ -82,24 +97,45 @@ class Hostile:
 
 
 def test_good_one_passes_with_no_line(good: Path, tmp_path: Path) -> None:
+    """The network is built for real, in a process of its own."""
     before = listing(good)
     report = verify(good)
     assert report.lines() == [f"{good}: passed"]
     assert report.passed
+    assert listing(good) == before  # no caches, either
+
+
+@pytest.mark.usefixtures("same_network")
+def test_good_zip_passes_with_no_line(good: Path, tmp_path: Path) -> None:
     packed = make_zip(good, tmp_path / "swinunetr_mod_v0.1.0.zip")
     assert verify(packed).lines() == [f"{packed}: passed"]
-    assert listing(good) == before  # no caches, either
     assert listing(tmp_path) == {packed.as_posix()}
 
 
 @pytest.mark.parametrize("name", ["segmamba", "vit"])
-def test_good_one_with_a_network_of_ours(name: str, tmp_path: Path) -> None:
+def test_good_one_with_a_network_of_ours(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make_bundle(tmp_path, name)
-    if name == "vit":  # one input size, which packing takes from the training
-        for tensor in ("inputs#image", "outputs#pred"):
-            edit(folder, META, **{f"network_data_format#{tensor}#spatial_shape": [64, 64, 64]})
+    if name == "vit":  # the other is built for real
+        found = found_in(name)
+        monkeypatch.setattr(network_module, "_in_process", lambda *_: found)
     packed = make_zip(folder, tmp_path / f"{name}_mod_v0.1.0.zip")
     assert verify(packed).lines() == [f"{packed}: passed"]
+
+
+@pytest.mark.usefixtures("same_network")
+def test_a_folder_for_hugging_face(bad: Path) -> None:
+    (bad / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# Model overview\n")
+    (bad / ".gitattributes").write_text("*.pt filter=lfs diff=lfs merge=lfs -text\n")
+    for name in (".git", ".cache"):
+        (bad / name).mkdir()
+        (bad / name / "config").write_text("/home/jane/notes")
+    assert lines(bad) == []
+    packed = make_zip(bad, bad.parent / "swinunetr_mod.zip")
+    found = lines(packed)  # which are of no use in a zip
+    assert ".git: is of version control; leave it out, as packing does" in found
+    assert ".cache/config: has no place in a bundle; leave it out" in found
 
 
 @pytest.mark.parametrize("name", backbones())
@@ -109,7 +145,7 @@ def test_committed_bundles_pass_without_weights(
     folder = tmp_path / f"{name}_mod"
     source = BUNDLES / folder.name
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("models", "eval"))
-    if name != "segmamba":  # one is built for real
+    if name != "unetr":  # one is built for real
         shape = verify_module.Bundle(folder).object(META)["network_data_format"]["outputs"]
         sides = [int(str(side).partition("*")[0]) for side in shape["pred"]["spatial_shape"]]
         found = {"class": "", "tensors": {}, "output": [1, 3, *sides]}
@@ -151,6 +187,24 @@ def object_array(folder: Path) -> None:
 def archive_inside(folder: Path) -> None:
     with zipfile.ZipFile(folder / "docs" / "figure.png", "w") as archive:
         archive.writestr("a", "b")
+
+
+def pickle_in_another_case(folder: Path) -> None:
+    """Which torch finds all the same."""
+    torch.save({"a": Hostile(folder.parent / "touched")}, folder / "models" / "plain.pt")
+    with (
+        zipfile.ZipFile(folder / "models" / "plain.pt") as plain,
+        zipfile.ZipFile(folder / "models" / "model_ema.pt", "w") as hidden,
+    ):
+        for entry in plain.infolist():
+            hidden.writestr(entry.filename.replace("data.pkl", "data.PKL"), plain.read(entry))
+    (folder / "models" / "plain.pt").unlink()
+
+
+def pickle_before_zip(folder: Path) -> None:
+    """Which torch loads as an old file, where others see a zip alone."""
+    content = pickle.dumps(Hostile(folder.parent / "touched"), protocol=2)
+    (folder / "models" / "model_ema.pt").write_bytes(content + (folder / MODEL).read_bytes())
 
 
 def not_finite(folder: Path) -> None:
@@ -207,6 +261,7 @@ def listed_elsewhere(**row: str) -> Callable[[Path], None]:
     return made("large_files.json", text.encode())
 
 
+ANEW = "pack the bundle anew"
 FORMATS = "network_data_format#outputs#pred"
 SAVE = r"save the plain network's state_dict: torch\.save\(network\.state_dict\(\), path\)"
 SABOTAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -262,6 +317,58 @@ SABOTAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut pickle": (cut_pickle, r"docs/figure\.png: is a pickle that names .*"),
     "array of objects": (object_array, r"docs/figure\.png: is an array of Python objects, .*"),
     "archive inside": (archive_inside, r"docs/figure\.png: is an archive inside the bundle, .*"),
+    "hidden pickle": (
+        pickle_in_another_case,
+        r"models/model_ema\.pt: holds pickled code, .* \(posix\.mkdir\); .*",
+    ),
+    "pickle before the zip": (
+        pickle_before_zip,
+        r"models/model_ema\.pt: holds something before its first or after its last entry; .*",
+    ),
+    "zero everywhere": (
+        lambda f: save_weights(f, {k: torch.zeros_like(v) for k, v in weights(f).items()}),
+        rf"{MODEL}: is zero everywhere, as no training leaves it; .*",
+    ),
+    "double precision": (
+        lambda f: save_weights(f, {k: v.double() for k, v in weights(f).items()}),
+        rf"{MODEL}: has \d+ tensors of torch\.float64, first '.*'; save them as torch\.float32, .*",
+    ),
+    "empty licence": (
+        lambda f: (f / "LICENSE").write_text(""),
+        rf"LICENSE: is not what this release renders for this training, first at line 1; {ANEW}",
+    ),
+    "empty data licence": (
+        lambda f: (f / "docs/data_license.txt").write_text(""),
+        rf"docs/data_license\.txt: is not what .*, first at line 1; {ANEW}",
+    ),
+    "empty card": (
+        lambda f: (f / "docs/README.md").write_text(""),
+        rf"docs/README\.md: is not what .*, first at line 1; {ANEW}",
+    ),
+    "claim in the card": (
+        replaced("docs/README.md", "| 0.5000 |", "| 0.9900 |"),
+        rf"docs/README\.md: is not what .*, first at line \d+; {ANEW}",
+    ),
+    "no baseline": (
+        removed("configs/baseline.json"),
+        rf"configs/baseline\.json: is missing; {ANEW}",
+    ),
+    "crop that the network refuses": (
+        edited(RECORD, **{"settings#roi_size": [10, 10, 10]}),
+        rf"{RECORD}: has \[10, 10, 10\] for 'settings#roi_size'; the network takes multiples .*",
+    ),
+    "no crop": (
+        edited(RECORD, **{"settings#roi_size": "x"}),
+        rf"{RECORD}: has 'x' for 'settings#roi_size', not three whole numbers; .*",
+    ),
+    "overlap": (
+        edited(RECORD, **{"settings#overlap": 3}),
+        rf"{RECORD}: has 3 for 'settings#overlap', not a number from 0 to below 1; .*",
+    ),
+    "record of another bundle": (
+        edited(RECORD, **{"settings#bundle": "unetr_mod"}),
+        rf"{RECORD}: is of a training of 'unetr_mod', and the bundle is swinunetr_mod; .*",
+    ),
     "no licence": (removed("LICENSE"), "LICENSE: is missing; add the licence's text"),
     "no data licence": (
         removed("docs/data_license.txt"),
@@ -463,40 +570,78 @@ def test_sabotage(name: str, bad: Path) -> None:
     assert listing(bad.parent) == before  # above all nothing that a pickle has made
 
 
-def test_other_settings_than_the_trainings(bad: Path) -> None:
-    """The network is built for real, in a process of its own."""
-    edit(bad, RECORD, **{"settings#feature_size": 24, "settings#network#feature_size": 24})
+@pytest.mark.usefixtures("same_network")
+def test_weights_of_another_training(bad: Path) -> None:
+    save_weights(bad, build_network("swinunetrv2", ROI).state_dict())
     found = lines(bad)
     assert len(found) == 1
     assert re.fullmatch(
-        rf"{MODEL}: does not fit SwinUNETR: \d+ of \d+ tensors differ, first (\S+ is \[.*\] in the "
-        r"file and \[.*\] in the network(, )?){3}; give it the weights and the training\.json of "
+        rf"{MODEL}: does not fit SwinUNETR: \d+ of \d+ tensors differ, first (\S+ is .* in the "
+        r"file and .* in the network(, )?){3}; give it the weights and the training\.json of "
         r"one training, whose settings it is built by",
         found[0],
     )
 
 
-def test_network_of_other_channels(bad: Path) -> None:
-    edit(bad, INFERENCE, **{"network_def#out_channels": 2})
-    metadata, fit = lines(bad)
-    assert metadata == (
-        f"{META}: 'network_def' makes [1, 2, 64, 64, 64] of [1, 4, 64, 64, 64], not "
-        "[1, 3, 64, 64, 64]; correct 'num_channels' or the network"
-    )
-    assert fit.startswith(f"{MODEL}: does not fit SwinUNETR: 2 of ")
+@pytest.mark.parametrize(
+    ("changes", "shape", "expected"),
+    [
+        ({}, [1, 4, 64, 64, 64], {"output": [1, 3, 64, 64, 64]}),
+        ({"network_def#out_channels": 2}, [1, 4, 64, 64, 64], {"output": [1, 2, 64, 64, 64]}),
+        ({}, [1, 4, 48, 48, 48], {"pass": ".*(divisible|size|shape).*"}),
+        ({"network_def#feature_size": 7}, [1, 4, 64, 64, 64], {"error": ".*12.*|.*divisible.*"}),
+        ({"network_def": "UNETR"}, [1, 4, 64, 64, 64], {"error": "it is a str"}),
+    ],
+)
+def test_what_building_finds(
+    changes: dict[str, Any],
+    shape: list[int],
+    expected: dict[str, Any],
+    bad: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What runs in the process of its own, in this one."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    edit(bad, INFERENCE, **changes)
+    found = network_module._build(str(bad), shape)
+    for key, value in expected.items():
+        assert found[key] == value if key == "output" else re.fullmatch(value, found[key]), found
 
 
-def test_size_that_the_network_refuses(bad: Path) -> None:
-    shape = "network_data_format#inputs#image#spatial_shape"
-    edit(bad, META, **{shape: ["48*n", "48*n", "48*n"]})
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"output": [1, 2, *ROI]},
+            f"{META}: 'network_def' makes [1, 2, 64, 64, 64] of [1, 4, 64, 64, 64], not "
+            "[1, 3, 64, 64, 64]; correct 'num_channels' or the network",
+        ),
+        (
+            {"pass": "too small"},
+            f"{META}: 'network_def' does not take an input of its 'spatial_shape', "
+            "[1, 4, 64, 64, 64] (too small); give the sizes that the network takes",
+        ),
+        (
+            {"error": "no such class"},
+            f"{INFERENCE}: 'network_def' can't be built (no such class); correct it or "
+            f"{MODEL}'s record",
+        ),
+        (
+            {"parameters": 98_760_000},
+            r"docs/README.md: gives the network \d+\.\d M parameters, and it has 98.8 M; .*",
+        ),
+    ],
+)
+def test_what_is_said_of_it(
+    changes: dict[str, Any],
+    expected: str,
+    bad: Path,
+    built: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(network_module, "_in_process", lambda *_: {**built, **changes})
     (found,) = lines(bad)
-    assert found.startswith(f"{META}: 'network_def' does not take an input of its 'spatial_shape'")
-
-
-def test_network_that_cannot_be_built(bad: Path) -> None:
-    edit(bad, INFERENCE, **{"network_def#feature_size": 7})
-    (found,) = lines(bad)
-    assert found.startswith(f"{INFERENCE}: 'network_def' can't be built (")
+    assert found == expected or re.fullmatch(expected, found)
 
 
 @pytest.mark.usefixtures("same_network")
@@ -507,6 +652,115 @@ def test_all_failures_in_one_go(bad: Path) -> None:
     found = lines(bad)
     assert len(found) == len(names)
     assert all(any(re.fullmatch(SABOTAGE[name][1], line) for line in found) for name in names)
+
+
+def in_network(**entries: Any) -> Callable[[Path], None]:
+    return edited(INFERENCE, **{f"network_def#{key}": value for key, value in entries.items()})
+
+
+def in_record(**entries: Any) -> Callable[[Path], None]:
+    return edited(RECORD, **{f"settings#network#{key}": value for key, value in entries.items()})
+
+
+COMMAND = ["mkdir", "touched"]
+NOT_RENDERED = "is not what this release renders for this training, first at"
+HARMLESS_LOOKING: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "MONAI's runner by its bare name": (
+        in_network(_requires_={"_target_": "run_cmd", "cmd_list": COMMAND}),
+        rf"{INFERENCE}: {NOT_RENDERED} 'network_def#_requires_'; {ANEW}",
+    ),
+    "for an argument": (
+        in_network(feature_size={"_target_": "run_cmd", "cmd_list": COMMAND}),
+        rf"{INFERENCE}: {NOT_RENDERED} 'network_def#feature_size'; {ANEW}",
+    ),
+    "by its full name": (
+        in_network(_requires_={"_target_": "monai.utils.run_cmd", "cmd_list": COMMAND}),
+        rf"{INFERENCE}: {NOT_RENDERED} 'network_def#_requires_'; {ANEW}",
+    ),
+    "torch's runner": (
+        in_network(
+            _requires_={"_target_": "torch.utils.collect_env.run", "command": "mkdir touched"}
+        ),
+        rf"{INFERENCE}: {NOT_RENDERED} 'network_def#_requires_'; {ANEW}",
+    ),
+    "an import by name": (
+        in_network(_requires_=f"$importlib.import_module('subprocess').run({COMMAND})"),
+        rf"{INFERENCE}: {NOT_RENDERED} 'network_def#_requires_'; {ANEW}",
+    ),
+    "unpickling": (
+        edited(TRAIN, **{"initialize#0": "$torch.load('x.pt', weights_only=False)"}),
+        rf"{TRAIN}: {NOT_RENDERED} 'initialize#0'; {ANEW}",
+    ),
+    "logging": (
+        replaced("configs/logging.conf", "(sys.stdout,)", "(__import__('os').mkdir('touched'),)"),
+        rf"configs/logging\.conf: {NOT_RENDERED} line \d+; {ANEW}",
+    ),
+    "another config": (
+        made("configs/more.json", b'{\n    "a": 1\n}\n'),
+        r"configs/more\.json: is no config of this bundle; leave it out",
+    ),
+    "expression in the metadata": (
+        edited(META, description="$__import__('os').mkdir('touched')"),
+        rf"{META}: 'description' is an expression, .*; write plain text",
+    ),
+    "component in the metadata": (
+        edited(META, data_type={"_target_": "run_cmd"}),
+        rf"{META}: 'data_type' is not text; .*|{META}: 'data_type#_target_' is an expression, .*",
+    ),
+    "macro in the metadata": (
+        edited(META, copyright="%/x.json::a"),
+        rf"{META}: 'copyright' is an expression, .*; write plain text",
+    ),
+    "runner for the record's network": (
+        in_record(target="run_cmd"),
+        rf"{RECORD}: names 'run_cmd', no network of MONAI's or of this project; train one of these",
+    ),
+    "component in the record": (
+        in_record(in_channels={"_target_": "run_cmd", "cmd_list": COMMAND}),
+        rf"{RECORD}: has more than numbers and words in 'settings#network#in_channels'; .*",
+    ),
+    "requirement in the record": (
+        in_record(_requires_="$@x"),
+        rf"{RECORD}: has more than numbers and words in 'settings#network#_requires_'; .*",
+    ),
+    "expression in the record": (
+        in_record(in_channels="$__import__('os').mkdir('touched')"),
+        rf"{RECORD}: has more than numbers and words in 'settings#network#in_channels'; .*",
+    ),
+    "expression in a setting": (
+        edited(RECORD, **{"settings#feature_size": "$__import__('os').mkdir('touched')"}),
+        rf"{RECORD}: has .* for 'settings#feature_size', which is of another type than .*",
+    ),
+    "expression for the crop": (
+        edited(RECORD, **{"settings#roi_size": ["__import__('os').mkdir('touched')", 64, 64]}),
+        rf"{RECORD}: has .* for 'settings#roi_size', not three whole numbers; .*",
+    ),
+    "second package": (
+        made("mod_components_0_0_9/__init__.py", b"import os\n"),
+        rf"mod_components_0_0_9: is a second package beside {PACKAGE}; leave it out",
+    ),
+    "second package that sorts behind": (
+        made("mod_components_9/__init__.py", b"import os\n"),
+        rf"mod_components_9: is a second package beside {PACKAGE}; leave it out",
+    ),
+    "no module": (
+        made("monai/__init__.py", b""),
+        r"monai/__init__\.py: has no place in a bundle.*",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS_LOOKING)
+def test_nothing_of_an_attack_is_run(name: str, bad: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No list of forbidden names is complete: what is built equals this release's own."""
+    monkeypatch.setattr(network_module, "_in_process", never)
+    monkeypatch.chdir(bad.parent)
+    attack, expected = HARMLESS_LOOKING[name]
+    attack(bad)
+    found = lines(bad)
+    assert len(found) == (2 if name == "component in the metadata" else 1), found
+    assert all(re.fullmatch(expected, line) for line in found), found
+    assert not (bad.parent / "touched").exists()
 
 
 def never(*_: object) -> dict[str, Any]:
@@ -541,6 +795,59 @@ def test_a_packed_bundle_needs_weights(bad: Path, tmp_path: Path) -> None:
     sums = {"path": MODEL, "url": "https://example.org/model.pt", "hash_val": "0" * 32}
     listed_elsewhere(**sums, hash_type="md5")(bad)
     assert lines(make_zip(bad, packed)) == []
+
+
+def test_curves_that_the_card_shows_are_there(bad: Path) -> None:
+    edit(bad, RECORD, curves="curves.png")
+    training = json.loads((bad / RECORD).read_text())
+    row = trained_row(backbones()["swinunetr"], training["settings"], bad / RECORD)
+    card = card_values(training, row, package=PACKAGE)["performance_text"]
+    old = card_values(record(), row, package=PACKAGE)["performance_text"]
+    replaced("docs/README.md", old, card)(bad)
+    assert lines(bad) == ["docs/curves.png: is missing, and the card shows it; " + ANEW]
+
+
+def test_unreadable_metadata_are_one_problem(bad: Path) -> None:
+    """What imports the metadata allow is not known then; programs stay forbidden."""
+    (bad / META).write_text("{")
+    (found,) = lines(bad)
+    assert found.startswith(f"{META}: is no valid JSON (")
+    SABOTAGE["refused import"][0](bad)
+    assert len(lines(bad)) == 2
+
+
+def test_a_bundle_of_another_name(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing to compare it with, so that it is read, and never built."""
+    monkeypatch.setattr(network_module, "_in_process", never)
+    folder = copy_bundle(good, tmp_path).rename(tmp_path / "mine_mod")
+    edit(folder, RECORD, **{"settings#bundle": "mine_mod"})
+    report = verify(folder)
+    assert report.passed
+    assert [str(note) for note in report.notes] == [
+        f"{INFERENCE}: this release has no bundle mine_mod: its network was not built"
+    ]
+    replaced("docs/README.md", "## Output", "## Results")(folder)
+    replaced("configs/logging.conf", "sys.stdout", "sys.stderr")(folder)
+    (folder / "LICENSE").write_text("")
+    (folder / "docs" / "data_license.txt").write_text("")
+    found = lines(folder)
+    assert [line.partition(":")[0] for line in found] == [
+        *("LICENSE", "configs/logging.conf", "docs/data_license.txt", "docs/README.md")
+    ]
+    assert "lacks the heading 'Output' in its place" in found[-1]
+
+
+def test_a_rendered_folder_is_compared_with_the_rendering(tmp_path: Path) -> None:
+    for path, text in render_bundle("unetr").items():
+        (tmp_path / "unetr_mod" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "unetr_mod" / path).write_text(text)
+    edit(tmp_path / "unetr_mod", TRAIN, seed=1)
+    assert lines(tmp_path / "unetr_mod") == [
+        f"{TRAIN}: is not what this release renders, first at 'seed'; run 'python -m "
+        "mod_components render'"
+    ]
 
 
 def test_a_packed_bundle_brings_its_code_along(tmp_path: Path, good: Path) -> None:

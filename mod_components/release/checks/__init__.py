@@ -9,6 +9,8 @@ from mod_components.release.checks.files import check_files
 from mod_components.release.checks.metadata import check_metadata
 from mod_components.release.checks.network import check_network
 from mod_components.release.checks.pickles import check_pickles
+from mod_components.release.checks.record import check_record
+from mod_components.release.checks.rendered import check_rendered
 from mod_components.release.checks.texts import check_texts
 from mod_components.release.checks.weights import check_weights
 
@@ -21,6 +23,8 @@ __all__ = [
     "check_metadata",
     "check_network",
     "check_pickles",
+    "check_record",
+    "check_rendered",
     "check_texts",
     "check_weights",
 ]

@@ -11,11 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mod_components.release.vendor import vendored_name
+
 __all__ = ["Bundle", "Problem", "strings"]
 
 VENDORED = re.compile(r"mod_components_\d\w*")
 TEXTS = {"", ".json", ".md", ".txt", ".conf", ".py", ".yml", ".yaml"}
 LARGEST_TEXT = 25 * 10**6
+KEPT_AT_ROOT = (".git", ".cache")
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,31 @@ class Bundle:
 
     @cached_property
     def entries(self) -> dict[str, os.stat_result]:
-        """Everything in the folder but folders, by path with "/", sorted; links not followed."""
+        """Everything in the folder but folders, by path with "/", sorted; links not followed.
+
+        Of an unpacked one what git and Hugging Face keep at its root is left out.
+        """
         found = {}
         for folder, folders, files in os.walk(self.folder):
             links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
             for name in [*files, *links]:
                 path = Path(folder, name)
-                found[path.relative_to(self.folder).as_posix()] = path.lstat()
+                relative = path.relative_to(self.folder)
+                if self.packed or relative.parts[0] not in KEPT_AT_ROOT:
+                    found[relative.as_posix()] = path.lstat()
         return dict(sorted(found.items()))
 
     @cached_property
+    def packages(self) -> list[str]:
+        """Names of all vendored packages, this release's first; a sound bundle has one at most."""
+        tops = {path.partition("/")[0] for path in self.entries if "/" in path}
+        names = sorted(name for name in tops if VENDORED.fullmatch(name))
+        return sorted(names, key=lambda name: name != vendored_name())
+
+    @property
     def package(self) -> str:
         """Name of the vendored package; empty without one."""
-        tops = {path.partition("/")[0] for path in self.entries if "/" in path}
-        return max((name for name in tops if VENDORED.fullmatch(name)), default="")
+        return self.packages[0] if self.packages else ""
 
     @cached_property
     def texts(self) -> dict[str, str]:

@@ -28,6 +28,14 @@ def check_code(bundle: Bundle) -> list[Problem]:
     """
     if not bundle.package:
         return []
+    others = [
+        Problem("code", name, f"is a second package beside {bundle.package}; leave it out")
+        for name in bundle.packages[1:]
+    ]
+    return others + _modules(bundle)
+
+
+def _modules(bundle: Bundle) -> list[Problem]:
     if bundle.package != vendored_name():
         message = (
             f"is of another release than {mod_components.__version__}, which can't vouch for it; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -61,7 +62,7 @@ def check_configs(bundle: Bundle) -> list[Problem]:
 
 
 def _config(bundle: Bundle, path: str, config: dict[str, Any]) -> Iterator[str]:
-    parser = ConfigParser(config)
+    parser = ConfigParser(copy.deepcopy(config))  # which it changes
     macros = [name for name, text in strings(config) if text.startswith("%")]
     if macros:
         yield f"{macros[0]!r} is a macro, which depends on the folder; write out what it names"
@@ -126,8 +127,10 @@ def _monai_names() -> frozenset[str]:
 
 def _expressions(bundle: Bundle, config: dict[str, Any]) -> Iterator[str]:
     packages = bundle.object(METADATA).get("required_packages_version")
-    names = packages if isinstance(packages, dict) else {}
-    allowed = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
+    allowed = None  # unreadable metadata are reported, and not each import that needs them
+    if METADATA in bundle.documents:
+        names = packages if isinstance(packages, dict) else {}
+        allowed = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
     for where, text in strings(config):
         if not text.startswith("$"):
             continue

@@ -58,18 +58,19 @@ def imported_modules(text: str) -> list[tuple[str, str]] | None:
     return found
 
 
-def refused_import(module: str, packages: Collection[str]) -> bool:
+def refused_import(module: str, packages: Collection[str] | None) -> bool:
     """Whether a config may not import a module.
 
     Args:
         module: its dotted name.
         packages: top packages that are allowed besides the standard library, MONAI, torch, NumPy
-            and Ignite.
+            and Ignite; None where nobody can tell them.
     """
     top = module.partition(".")[0]
-    if top in ALWAYS or top in packages:
+    if top in ALWAYS or (packages is not None and top in packages):
         return False
-    return top not in sys.stdlib_module_names or top in REFUSED_MODULES
+    foreign = top not in sys.stdlib_module_names and packages is not None
+    return foreign or top in REFUSED_MODULES
 
 
 def expression_problems(text: str) -> Iterator[str]:

@@ -36,6 +36,7 @@ LEFTOVERS = {
     r"eval|tensorboard|events\.out\.tfevents.*": "the output of a training or an evaluation",
     r".*\.(tmp|bak|swp|orig)|.*~": "a temporary file",
 }
+AT_ROOT = {"LICENSE", "README.md", ".gitattributes", *LARGE_FILES}  # two are Hugging Face's
 EXPECTED = {
     "configs": r"\w+\.(json|conf)",
     "docs": r"[\w.-]+\.(md|txt|png|jpe?g|svg|gif)",
@@ -80,6 +81,8 @@ def _superfluous(bundle: Bundle) -> Iterator[Problem]:
     """Leftovers, each folder of them once, and what has no place in a bundle."""
     reported: set[str] = set()
     for path in bundle.entries:
+        if path in AT_ROOT:
+            continue
         parts = path.split("/")
         for depth, part in enumerate(parts, 1):
             kind = next((k for pattern, k in LEFTOVERS.items() if re.fullmatch(pattern, part)), "")
@@ -96,9 +99,7 @@ def _superfluous(bundle: Bundle) -> Iterator[Problem]:
 
 def _expected(parts: list[str]) -> bool:
     top, name = parts[0], parts[-1]
-    if len(parts) == 1:
-        return name == "LICENSE" or name in LARGE_FILES
-    if VENDORED.fullmatch(top):
+    if VENDORED.fullmatch(top) and len(parts) > 1:
         return name.endswith(".py") or name == "py.typed"
     return top in EXPECTED and len(parts) == 2 and bool(re.fullmatch(EXPECTED[top], name))
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from mod_components.release.checks.bundle import Bundle, Problem
+from mod_components.release.checks.bundle import Bundle, Problem, strings
 from mod_components.release.render import backbones, render_bundle
 
 __all__ = ["METADATA", "check_metadata", "smallest_shape"]
@@ -73,6 +73,7 @@ def check_metadata(bundle: Bundle) -> list[Problem]:
         return []  # missing, or no JSON: reported by the checks of files
     metadata = bundle.object(METADATA)
     messages = [*_fields(metadata, MANDATORY, ""), *_optional(metadata), *_versions(metadata)]
+    messages += _evaluated(metadata)
     formats = metadata.get("network_data_format")
     if isinstance(formats, dict):
         for kind, name in TENSORS.items():
@@ -128,6 +129,13 @@ def _optional(metadata: Mapping[str, Any]) -> Iterator[str]:
             "'optional_packages_version' is deprecated; move its packages to "
             "'required_packages_version'"
         )
+
+
+def _evaluated(metadata: Mapping[str, Any]) -> Iterator[str]:
+    """What MONAI would evaluate, look up or build, as it does in a config."""
+    for where, text in strings(metadata):
+        if text.startswith(("$", "@", "%")) or re.fullmatch(r"_\w+_", text):
+            yield f"{where!r} is an expression, {text[:40]!r}; write plain text"
 
 
 def _versions(metadata: Mapping[str, Any]) -> Iterator[str]:

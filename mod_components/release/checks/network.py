@@ -22,6 +22,7 @@ from mod_components.release.checks.bundle import Bundle, Problem
 from mod_components.release.checks.configs import INFERENCE
 from mod_components.release.checks.files import WEIGHTS
 from mod_components.release.checks.metadata import METADATA, smallest_shape
+from mod_components.release.checks.rendered import CARD, PARAMETERS
 from mod_components.release.checks.weights import OF_MOD, load_weights
 
 __all__ = ["check_network"]
@@ -39,7 +40,7 @@ def check_network(bundle: Bundle) -> list[Problem]:
     The pass is on torch's meta device, which computes shapes alone: seconds for any network.
 
     Args:
-        bundle: the bundle; all other checks of configs, code, pickles and weights have passed.
+        bundle: the bundle; all other checks have passed.
     """
     shape = smallest_shape(bundle.object(METADATA))
     found = _in_process(bundle.folder, shape)
@@ -49,6 +50,10 @@ def check_network(bundle: Bundle) -> list[Problem]:
         )
         return [Problem("network", INFERENCE, message)]
     problems = [Problem("network", METADATA, message) for message in _output(bundle, shape, found)]
+    count = PARAMETERS.search(bundle.texts.get(CARD, "")) if bundle.package else None
+    if count and count[1] != (own := f"{found['parameters'] / 1e6:.1f} M"):
+        message = f"gives the network {count[1]} parameters, and it has {own}; pack it anew"
+        problems.append(Problem("network", CARD, message))
     if WEIGHTS in bundle.entries:
         weights = {
             str(name): list(tensor.shape)
@@ -137,6 +142,7 @@ def _build(folder: str, shape: Sequence[int]) -> dict[str, Any]:
         return {"error": _cause(error)}
     found: dict[str, Any] = {
         "class": type(network).__name__,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "tensors": {name: list(tensor.shape) for name, tensor in network.state_dict().items()},
     }
     if shape:

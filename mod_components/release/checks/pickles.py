@@ -72,7 +72,12 @@ def _in_zip(path: Path) -> str:
     if path.suffix.lower() not in (".pt", ".pth", ".ts", ".npz"):
         return "is an archive inside the bundle, whose contents nobody sees"
     try:
+        with open(path, "rb") as file:
+            start = file.read(4)
         with zipfile.ZipFile(path) as archive:
+            first = min((entry.header_offset for entry in archive.infolist()), default=0)
+            if start != b"PK\x03\x04" or first or archive.comment:
+                return "holds something before its first or after its last entry"  # torch loads it
             for entry in archive.infolist():
                 if entry.file_size > 2 * path.stat().st_size:
                     return f"unpacks to {entry.file_size} bytes at least"
@@ -88,7 +93,8 @@ def _in_zip(path: Path) -> str:
 def _in_member(entry: zipfile.ZipInfo, member: IO[bytes]) -> str:
     if found := _object_array(member):
         return found
-    if not entry.filename.endswith(".pkl"):  # numbers, which can look like an old pickle by chance
+    # torch finds it in whatever case; the others are numbers, which can look like an old pickle
+    if not entry.filename.lower().endswith(".pkl"):
         return ""
     member.seek(0)
     names = pickled_names(member)

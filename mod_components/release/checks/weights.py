@@ -1,4 +1,4 @@
-"""``models/model.pt`` and the record beside it, without any network."""
+"""``models/model.pt``, without any network."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 
 from mod_components.release.checks.bundle import Bundle, Problem
-from mod_components.release.checks.configs import INFERENCE
 from mod_components.release.checks.files import WEIGHTS
 
-__all__ = ["RECORD", "check_weights", "load_weights", "same_network"]
+__all__ = ["OF_MOD", "check_weights", "load_weights"]
 
-RECORD = "models/training.json"
 OF_MOD = frozenset(
     {
         *("mod", "views", "fill", "teacher", "student", "tokenizer", "predictor", "centre"),
         *("token_head", "class_head", "token_centre", "class_centre"),
     }
 )
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SAVE = "save the plain network's state_dict: torch.save(network.state_dict(), path)"
 
 
@@ -34,14 +33,13 @@ def check_weights(bundle: Bundle) -> list[Problem]:
     """
     if WEIGHTS not in bundle.entries:
         return []
-    problems = [Problem("record", RECORD, message) for message in _record(bundle)]
     try:
         weights = load_weights(bundle)
     except Exception as error:  # what a damaged file makes torch raise is of many types
         first = str(error).strip().partition("\n")[0]
         message = f"can't be loaded with weights_only=True ({first}); {SAVE}"
-        return [*problems, Problem("weights", WEIGHTS, message)]
-    return [*problems, *(Problem("weights", WEIGHTS, message) for message in _weights(weights))]
+        return [Problem("weights", WEIGHTS, message)]
+    return [Problem("weights", WEIGHTS, message) for message in _weights(weights)]
 
 
 def load_weights(bundle: Bundle) -> Any:
@@ -81,42 +79,10 @@ def _weights(weights: Any) -> Iterator[str]:
             f"has {len(infinite)} tensors that are not finite, first {infinite[0]!r}; train again, "
             "with a smaller learning rate"
         )
-
-
-def _record(bundle: Bundle) -> Iterator[str]:
-    """What is wrong with training.json, which inference builds the network from."""
-    if RECORD not in bundle.entries:
-        yield "is missing; copy it from the folder of the training"
-        return
-    if RECORD not in bundle.documents:
-        return
-    settings = bundle.object(RECORD).get("settings")
-    network = settings.get("network") if isinstance(settings, dict) else None
-    target = network.get("target") if isinstance(network, dict) else None
-    built = (bundle.object(INFERENCE).get("network_def") or {}).get("_target_")
-    if not isinstance(target, str):
-        yield "has no 'settings#network#target'; copy it from the folder of the training"
-    elif isinstance(built, str) and not same_network(target, built):
+    if other := [k for k, v in weights.items() if v.is_floating_point() and v.dtype not in FLOATS]:
         yield (
-            f"is of a training of {target}, and {INFERENCE} builds {built}; take the weights and "
-            "the record of one training, and the bundle of that network"
+            f"has {len(other)} tensors of {weights[other[0]].dtype}, first {other[0]!r}; save "
+            "them as torch.float32, as training does"
         )
-
-
-def same_network(first: str, second: str) -> bool:
-    """Whether two ``_target_`` name one class: bare or MONAI's path, ours under either name.
-
-    Args:
-        first: one of them.
-        second: the other.
-    """
-    return _plain(first) == _plain(second)
-
-
-def _plain(target: str) -> str:
-    package, _, rest = target.removeprefix("monai.networks.nets.").partition(".")
-    return (
-        f"mod_components.{rest}"
-        if package.startswith("mod_components")
-        else target.rpartition("monai.networks.nets.")[2]
-    )
+    if not any(bool(value.any()) for value in weights.values() if value.is_floating_point()):
+        yield "is zero everywhere, as no training leaves it; copy it from the training's folder"

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from mod_components.release import backbones, render_bundle
+from mod_components.release.card import card_values, metadata_values
+from mod_components.release.trained import trained_row
 from mod_components.release.vendor import config_modules, vendored_files, vendored_name
 from tests.backbones import build_network, small_settings
 
@@ -48,15 +50,19 @@ def record(name: str = "swinunetr") -> dict[str, Any]:
 def make_bundle(parent: Path, name: str = "swinunetr") -> Path:
     """Write the bundle into ``parent`` and return its folder."""
     folder = parent / f"{name}_mod"
-    texts = render_bundle(name, package=PACKAGE)
+    torch.manual_seed(0)
+    network, training = build_network(name, ROI), record(name)
+    row = trained_row(backbones()[name], training["settings"], folder / "models/training.json")
+    row["parameters"] = f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} M"
+    values = {**card_values(training, row, package=PACKAGE), **metadata_values(training, row)}
+    texts = render_bundle(name, {name: row}, package=PACKAGE, values=values)
     configs = [text for path, text in texts.items() if path.startswith("configs/")]
     texts |= vendored_files(PACKAGE, config_modules(configs, PACKAGE))
-    texts["models/training.json"] = json.dumps(record(name), indent=4) + "\n"
+    texts["models/training.json"] = json.dumps(training, indent=4) + "\n"
     for path, text in texts.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
-    torch.manual_seed(0)
-    torch.save(build_network(name, ROI).state_dict(), folder / "models" / "model.pt")
+    torch.save(network.state_dict(), folder / "models" / "model.pt")
     return folder
 
 
