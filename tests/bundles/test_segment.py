@@ -203,3 +203,12 @@ def test_weights_that_are_not_there(bundle: Path, case: Path, tmp_path: Path) ->
     made = workflow(bundle, checkpoint=str(tmp_path / "model.pt"))
     segment = made.parser.get_parsed_content("segment")
     assert f"{tmp_path / 'model.pt'} does not exist: train first" in refused(segment, case)
+
+
+def test_4d_files_and_four_files_side_by_side(bundle: Path, case: Path, tmp_path: Path) -> None:
+    """A flat folder of studies holds both."""
+    shutil.copytree(case, tmp_path / "studies")
+    stacked(case, tmp_path / "studies" / "stack.nii.gz")
+    made = workflow(bundle, dataset_dir=str(tmp_path / "studies"))
+    datalist = made.parser.get_parsed_content("datalist")
+    assert sorted(item["case"] for item in datalist) == [case.name, "stack"]

@@ -216,10 +216,10 @@ def test_figures_that_are_none_are_not_given(on_data: dict[str, Any]) -> None:
 
 
 def test_without_mod_nothing_of_it_is_said(on_data: dict[str, Any]) -> None:
-    assert metadata_values(on_data, ROW)["metadata_name"] == "SwinUNETR with MOD"
+    assert metadata_values(on_data, ROW)["metadata_name"] == "Swin UNETR with MOD"
     assert card_values(on_data, ROW)["mod_text"].startswith("\n- MOD reads the ")
     on_data["settings"] |= {"use_tokenizer": False, "use_predictor": False}
-    assert metadata_values(on_data, ROW)["metadata_name"] == "SwinUNETR"
+    assert metadata_values(on_data, ROW)["metadata_name"] == "Swin UNETR"
     assert ", trained without MOD. Trained on" in metadata_values(on_data, ROW)["description"]
     assert card_values(on_data, ROW)["mod_text"] == ""
 

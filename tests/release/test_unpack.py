@@ -117,6 +117,27 @@ def test_hostile_archive(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "harmless"),
+    [
+        (0x5455, True),  # times, of Info-ZIP
+        (0x5855, True),  # its older times and owners, which macOS writes
+        (0x4453, True),  # access lists of Windows
+        (0x7075, False),  # another name for the entry
+    ],
+)
+def test_fields_of_common_programs(kind: int, harmless: bool, tmp_path: Path) -> None:
+    entry = zipfile.ZipInfo("toy_mod/notes.txt")
+    entry.extra = struct.pack("<HH", kind, 8) + bytes(8)
+    (tmp_path / "in").mkdir()
+    path = write(tmp_path / "in" / "toy_mod.zip", [*good_entries(), (entry, b"x")])
+    if harmless:
+        assert unpack(path, tmp_path / "out").is_dir()
+        return
+    with pytest.raises(ArchiveError, match=r"unknown field, .* zip it again with 'python -m mod_c"):
+        unpack(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
     ("top", "file", "message"),
     [
         ("toy_mod", "other_mod_v0.1.0.zip", "which is not the name of the file"),

@@ -24,6 +24,7 @@ from mod_components.release import backbones, render_bundle
 from mod_components.release import verify as verify_module
 from mod_components.release.card import card_values
 from mod_components.release.checks import network as network_module
+from mod_components.release.pack import pack
 from mod_components.release.trained import trained_row
 from mod_components.release.verify import bundles_to_verify, verify
 from tests.backbones import build_network
@@ -38,6 +39,7 @@ from tests.release.checks.good import (
     save_weights,
     weights,
 )
+from tests.release.runs import make_run
 
 META, TRAIN, INFERENCE = (f"configs/{name}.json" for name in ("metadata", "train", "inference"))
 MODEL, RECORD = "models/model.pt", "models/training.json"
@@ -122,6 +124,16 @@ def test_good_one_with_a_network_of_ours(
         monkeypatch.setattr(network_module, "_in_process", lambda *_: found)
     packed = make_zip(folder, tmp_path / f"{name}_mod_v0.1.0.zip")
     assert verify(packed).lines() == [f"{packed}: passed"]
+
+
+@pytest.mark.usefixtures("same_network")
+@pytest.mark.parametrize("options", [{}, {"use_mod": False, "overlap": 0.25}])
+def test_what_packing_makes_passes(options: dict[str, Any], tmp_path: Path) -> None:
+    """The zip and the folder for Hugging Face, of a training with settings of its own."""
+    run = make_run(tmp_path / "run", "swinunetr", options=options)
+    packed = pack("swinunetr", bundles=BUNDLES, run=run, dist=tmp_path / "dist")
+    assert verify(packed).lines() == [f"{packed}: passed"]
+    assert lines(tmp_path / "dist" / "huggingface" / "swinunetr_mod") == []
 
 
 @pytest.mark.usefixtures("same_network")
