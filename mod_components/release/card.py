@@ -240,10 +240,10 @@ def _use_text(package: str) -> str:
     return (
         "Unzip the bundle anywhere. What it needs of this project lies in its own folder "
         f"`{package}`, which its configs find by themselves; nothing else of the project need be "
-        "installed. Inference needs MONAI, PyTorch, nibabel, Ignite and einops; training and "
-        "evaluation also matplotlib, scipy, tensorboard and tqdm (`configs/metadata.json` has the "
-        "versions that it was tested with):\n\n"
-        "```\npip install monai nibabel pytorch-ignite einops\n"
+        "installed. Inference needs MONAI, PyTorch, nibabel, Ignite and einops, the commands also "
+        "fire; training and evaluation also matplotlib, scipy, tensorboard and tqdm "
+        "(`configs/metadata.json` has the versions that it was tested with):\n\n"
+        "```\npip install monai nibabel pytorch-ignite einops fire\n"
         f"pip install matplotlib scipy tensorboard tqdm\n```\n\n{words}"
     )
 
