@@ -18,6 +18,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+# what CI does for one of MONAI's networks and one of ours alone; for the others it is slow
+OF_TWO = ("test_two_processes_train", "test_baseline_trains")
+TWO = ("swinunetr", "segmamba")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep CI short."""
+    for item in items:
+        values = getattr(getattr(item, "callspec", None), "params", {})
+        if getattr(item, "originalname", "") in OF_TWO and values.get("backbone") not in TWO:
+            item.add_marker(pytest.mark.slow)
+
 
 def small(name: str) -> list[str]:
     """Options that make a bundle's network small, for tests alone."""

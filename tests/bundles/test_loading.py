@@ -142,7 +142,9 @@ def test_the_examples_of_the_how_to(
     np.testing.assert_array_equal(there["affine"], here.affine)
 
 
-@pytest.mark.parametrize("name", ["swinunetr_mod", "segmamba_mod"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("swinunetr_mod", marks=pytest.mark.slow), "segmamba_mod"]
+)
 def test_the_command_writes_the_label_map_of_the_repository(
     name: str,
     runs: dict[str, Path],
@@ -192,7 +194,9 @@ def test_get_bundle_as_the_guide_says(server: str, dist: Path, tmp_path: Path) -
     assert (tmp_path / "bundles" / "swinunetr_mod" / "models" / "model.pt").is_file()
 
 
-@pytest.mark.parametrize("name", ["swinunetr_mod", "segmamba_mod"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("swinunetr_mod", marks=pytest.mark.slow), "segmamba_mod"]
+)
 def test_a_downloaded_bundle_trains_and_evaluates(
     name: str, downloaded: Path, outside: str, small_sample: Path, tmp_path: Path
 ) -> None:
