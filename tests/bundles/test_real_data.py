@@ -51,10 +51,10 @@ def test_training_data_of_each_layout(folder: str, real_data: Path, tmp_path: Pa
     workflow.initialize()
     data = workflow.parser.get_parsed_content("data")
     case = (data.training + data.validation)[0]
-    load, reorder, orient, regions, crop, normalise, _ = workflow.parser.get_parsed_content(
+    find, load, reorder, orient, regions, crop, normalise, _ = workflow.parser.get_parsed_content(
         "train#deterministic_transforms"
     )
-    loaded = orient(reorder(load(case)))
+    loaded = orient(reorder(load(find(case))))
     channels = loaded["image"].numpy().copy()  # the normalisation works in place
     item = normalise(crop(regions(loaded)))
 
