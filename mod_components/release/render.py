@@ -11,11 +11,9 @@ from typing import Any
 
 from mod_components import __version__
 from mod_components.errors import SettingsError
-from mod_components.release.card import card_values, metadata_values
+from mod_components.release.card import PACKAGE, card_values, metadata_values
 
 __all__ = ["PACKAGE", "backbones", "render", "render_bundle"]
-
-PACKAGE = "mod_components"
 
 BUNDLE_ROOT = (
     # the configs' folder of the workflow that evaluates this, wherever it was started; MONAI's
