@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # what CI does for one of MONAI's networks and one of ours alone; for the others it is slow
-OF_TWO = ("test_two_processes_train", "test_baseline_trains")
+OF_TWO = ("test_two_processes_train", "test_baseline_trains", "test_resume")
 TWO = ("swinunetr", "segmamba")
 
 
