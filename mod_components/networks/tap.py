@@ -36,7 +36,7 @@ def plain_module(network: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _running_statistics_kept(network: nn.Module) -> Iterator[None]:
+def batch_statistics_kept(network: nn.Module) -> Iterator[None]:
     """Let batch norm layers use a batch's statistics without adding them to their running ones."""
     layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for layer in layers:
@@ -113,7 +113,7 @@ class Tap:
 
         handle = self.module(network).register_forward_hook(stop)
         try:
-            with _running_statistics_kept(network):
+            with batch_statistics_kept(network):
                 network(x)
         except _StopForwardError:
             pass
