@@ -75,8 +75,8 @@ class Attach:
                 for tensor in (*component.parameters(), *component.buffers()):
                     dist.broadcast(tensor.data, src=0)
 
-    def _average_gradients(self, _engine: SupervisedTrainer) -> None:
-        if idist.get_world_size() == 1:
+    def _average_gradients(self, engine: SupervisedTrainer) -> None:
+        if idist.get_world_size() == 1 or engine.state.mod is None:
             return
         parameters = flat_parameters(self.components.values())
         if not parameters:

@@ -20,7 +20,8 @@ __all__ = ["MODHandler", "MODStep", "all_reduce_mean", "linear_ramp"]
 class MODStep:
     """Tensors of one training step, kept in ``engine.state.mod`` from forward to backward.
 
-    B counts the batch's crops and the unlabelled ones that came along.
+    B counts the batch's crops and the unlabelled ones that came along. With ``views="one"`` there is
+    one view, and every 2B below is B.
 
     Attributes:
         views: μ and ν stacked on the batch axis (2B, 4, D, H, W): μ of all samples, then ν.
@@ -29,6 +30,8 @@ class MODStep:
         token_masks: m_i (2B, N) with N = d·h·w.
         teacher: the teacher's feature of the unmasked views (2B, C, d, h, w), if there is a
             teacher.
+        clean: with ``views="one"``, the student's feature of the batch's own crops as the
+            segmentation sees them (without the unlabelled ones).
     """
 
     views: Tensor
@@ -36,6 +39,7 @@ class MODStep:
     student: Tensor
     token_masks: Tensor
     teacher: Tensor | None = None
+    clean: Tensor | None = None
 
 
 class MODHandler(nn.Module):

@@ -12,6 +12,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.hooks import RemovableHandle
 
 from mod_components.errors import SettingsError
@@ -44,9 +45,11 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
         momentum: m.
     """
     parameters = dict(student.named_parameters())
-    for name, target in teacher.named_parameters():
-        if name in parameters:
-            target.lerp_(parameters[name].detach().to(target), 1 - momentum)
+    pairs = [(p, parameters[name]) for name, p in teacher.named_parameters() if name in parameters]
+    # PyTorch's own update of averaged models, for all parameters in one call
+    if pairs:
+        sources = [parameter.to(target) for target, parameter in pairs]
+        get_ema_multi_avg_fn(momentum)([target for target, _ in pairs], sources, None)
     buffers = dict(student.named_buffers())
     for name, kept in teacher.named_buffers():
         if name in buffers:
@@ -157,8 +160,8 @@ class EMATeacher(MODHandler):
 
     @torch.no_grad()
     def _run(self, engine: SupervisedTrainer) -> None:
-        step = engine.state.mod
-        step.teacher = self.feature(step.views)
+        if (step := engine.state.mod) is not None:
+            step.teacher = self.feature(step.views)
 
     @torch.no_grad()
     def feature(self, x: Tensor) -> Tensor:

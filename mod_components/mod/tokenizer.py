@@ -125,10 +125,14 @@ class OnlineTokenizer(MODHandler):
             p_token = teacher_probabilities(token_targets, self.token_centre.value, temperature)
             p_class = teacher_probabilities(class_targets, self.class_centre.value, temperature)
         q_token = self.token_head(student)
-        q_class = self.class_head(memory(student.mean(1)))
         # halves of the batch axis are μ and ν: a mean over 2B is the mean of both views' losses
         efm = token_loss(q_token, p_token, step.token_masks, self.student_temperature)
-        other_view = torch.cat(p_class.chunk(2)[::-1])  # ν's target for μ̂ and μ's for ν̂
+        if step.clean is None:
+            q_class = self.class_head(memory(student.mean(1)))
+            other_view = torch.cat(p_class.chunk(2)[::-1])  # ν's target for μ̂ and μ's for ν̂
+        else:  # the segmentation's own view, and the step's one
+            q_class = self.class_head(memory(_tokens(step.clean).mean(1)))
+            other_view = p_class[: len(q_class)]
         cls = class_loss(q_class, other_view, self.student_temperature)
         self.token_centre.update(token_targets)
         self.class_centre.update(class_targets)
@@ -141,6 +145,8 @@ class OnlineTokenizer(MODHandler):
 
     def _add_loss(self, engine: SupervisedTrainer) -> None:
         state = engine.state
+        if state.mod is None:
+            return
         done = (state.iteration - 1) / (state.max_epochs * state.epoch_length)
         temperature = teacher_temperature(done, self.teacher_temperatures)
         efm, cls = self.losses(state.mod, temperature)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mod_components.networks.prepare import prepare_network
 from mod_components.networks.segmamba import SegMamba
 from mod_components.networks.tap import Tap, plain_module
 from mod_components.networks.unetr import ShallowUNETR
@@ -17,5 +18,6 @@ __all__ = [
     "ViTSegmenter",
     "freeze_unused",
     "plain_module",
+    "prepare_network",
     "unused_parameters",
 ]

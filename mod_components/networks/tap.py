@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from mod_components.errors import SettingsError
+from mod_components.networks.attention import fast_attention
 
 __all__ = ["Tap", "plain_module"]
 
@@ -33,6 +36,20 @@ def plain_module(network: nn.Module) -> nn.Module:
             network = inner
         else:
             return network
+
+
+@contextmanager
+def side_pass(network: nn.Module) -> Iterator[None]:
+    """Run a network beside its own training: quicker, and without a mark left on it.
+
+    Batch norm layers use a batch's statistics without adding them to their running ones, and
+    attention is computed as :func:`~mod_components.networks.attention.fast_attention` does.
+
+    Args:
+        network: the network, not wrapped.
+    """
+    with batch_statistics_kept(network), fast_attention(network):
+        yield
 
 
 @contextmanager
@@ -60,11 +77,15 @@ class Tap:
             MOD's ``efm`` (encoder feature map) is this output.
         layer_norm: apply a parameterless layer norm over the channels to the output, as MONAI's
             Swin transformer does to the stages it hands to its decoder.
+        use_checkpoint: with gradients, keep only what goes from one part of the network to the
+            next, and compute what is inside the parts again in the backward pass: less memory for
+            more time.
     """
 
-    def __init__(self, name: str, layer_norm: bool = False) -> None:
+    def __init__(self, name: str, layer_norm: bool = False, use_checkpoint: bool = False) -> None:
         self.name = name
         self.layer_norm = layer_norm
+        self.use_checkpoint = use_checkpoint
 
     def module(self, network: nn.Module) -> nn.Module:
         """Return the tapped module.
@@ -111,17 +132,42 @@ class Tap:
             caught.append(output)
             raise _StopForwardError
 
-        handle = self.module(network).register_forward_hook(stop)
-        try:
-            with batch_statistics_kept(network):
-                network(x)
-        except _StopForwardError:
-            pass
-        finally:
-            handle.remove()
+        with ExitStack() as stack:
+            stack.enter_context(self.module(network).register_forward_hook(stop))
+            if self.use_checkpoint and torch.is_grad_enabled():
+                stack.enter_context(_parts_checkpointed(parts(network, self.name)))
+            stack.enter_context(side_pass(network))
+            stack.enter_context(suppress(_StopForwardError))
+            network(x)
         if not caught:
             raise RuntimeError(f"tap: the forward pass never called {self.name!r}.")
-        feature = as_feature_map(caught[0], x.shape[2:])
+        return self.as_feature(caught[0], x.shape[2:])
+
+    @contextmanager
+    def listening(self, network: nn.Module) -> Iterator[list[Any]]:
+        """Note the module's outputs during passes that go on to their ends.
+
+        Args:
+            network: the network, wrapped or not.
+
+        Yields:
+            A list that gets what the module returns; :meth:`as_feature` makes features of it.
+        """
+        heard: list[Any] = []
+        with self.module(network).register_forward_hook(lambda *args: heard.append(args[2])):
+            yield heard
+
+    def as_feature(self, output: Any, image_size: Sequence[int]) -> Tensor:
+        """Make a feature map (B, C, d, h, w) of the module's output.
+
+        Args:
+            output: what the module returned.
+            image_size: (D, H, W) of the image in voxels.
+
+        Raises:
+            SettingsError: when it is no feature map.
+        """
+        feature = as_feature_map(output, image_size)
         if self.layer_norm:
             feature = F.layer_norm(feature.movedim(1, -1), feature.shape[1:2]).movedim(-1, 1)
         return feature
@@ -160,6 +206,51 @@ class Tap:
                 module.training = training
         names = [name for name, _ in network.named_modules()]
         return shape, {name for name in names if _is_needed(name, called, finished)}
+
+
+def parts(network: nn.Module, tap: str) -> list[nn.Module]:
+    """The largest modules that can be run apart without touching the tapped one.
+
+    These are the modules next to the way from the network down to the tap, and those right inside
+    the tapped module; where one is a mere list, its entries.
+
+    Args:
+        network: the network, not wrapped.
+        tap: dotted name of the tapped module.
+    """
+    found: list[nn.Module] = []
+
+    def look_into(module: nn.Module, name: str) -> None:
+        on_the_way = name in ("", tap) or tap.startswith(f"{name}.")
+        if on_the_way or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            for child, inner in module.named_children():
+                look_into(inner, f"{name}.{child}" if name else child)
+        else:
+            found.append(module)
+
+    look_into(network, "")
+    return found
+
+
+@contextmanager
+def _parts_checkpointed(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let modules keep their inputs alone for the backward pass."""
+
+    def again(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with side_pass(module):  # the backward pass comes when the tap's own context is gone
+            return forward(*args, **kwargs)
+
+    def run(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        inside = partial(again, module, forward)
+        return checkpoint(inside, *args, use_reentrant=False, **kwargs)
+
+    try:
+        for module in modules:
+            module.__dict__["forward"] = partial(run, module, module.forward)
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
 
 
 def as_feature_map(output: Any, image_size: Sequence[int]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ def unused_parameters(network: nn.Module, size: Sequence[int], channels: int = 4
     """Find the parameters that the output does not depend on.
 
     A copy on the meta device runs forward, which computes nothing and takes no memory, and leaves
-    the graph of gradients to look through.
+    the graph of gradients to look through. No weight is copied for it.
 
     Args:
         network: the network, not wrapped.
@@ -35,7 +35,7 @@ def unused_parameters(network: nn.Module, size: Sequence[int], channels: int = 4
         ValueError: when the network returns something else than one tensor that depends on
             parameters.
     """
-    probe = copy.deepcopy(network).to("meta").requires_grad_(True)
+    probe = _without_values(network).requires_grad_(True)
     with torch.enable_grad():
         output = probe(torch.zeros(1, channels, *size, device="meta"))
     if not isinstance(output, torch.Tensor) or output.grad_fn is None:
@@ -75,6 +75,14 @@ def freeze_unused(network: Network, size: Sequence[int], channels: int = 4) -> N
     for name in names:
         parameters[name].requires_grad_(False)
     return network
+
+
+def _without_values(network: nn.Module) -> nn.Module:
+    """A copy on the meta device, of which no tensor's values are copied first."""
+    memo: dict[int, Any] = {id(b): torch.empty_like(b, device="meta") for b in network.buffers()}
+    for parameter in network.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"))
+    return copy.deepcopy(network, memo).to("meta")
 
 
 def _leaves(output: torch.Tensor) -> Iterator[torch.Tensor]:

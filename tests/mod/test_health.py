@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mod_components.mod.health import Health
+from mod_components.mod.health import Health, ReconstructionHealth
 
 
 def test_even_use_has_the_largest_marginal_entropy() -> None:
@@ -94,3 +94,55 @@ def test_no_masked_token_adds_nothing() -> None:
     before = health.figures()
     health.add(torch.zeros(0, 4), torch.zeros(0, 4))
     assert health.figures() == before
+
+
+def test_a_step_that_is_not_finite_adds_nothing() -> None:
+    health, expected = Health(4), Health(4)
+    good = torch.rand(3, 4).softmax(-1), torch.randn(3, 4), torch.randn(2, 5, 6)
+    for part in (health, expected):
+        part.add(*good)
+    health.add(torch.full((3, 4), math.nan), torch.randn(3, 4), torch.randn(2, 5, 6))
+    health.add(torch.eye(4), torch.full((4, 4), math.inf), torch.randn(2, 5, 6))
+    assert health.figures() == expected.figures()
+
+
+def brains() -> tuple[torch.Tensor, torch.Tensor]:
+    """Views (2, 4, 12³) with air around a brain of another mean each, and masks of its half."""
+    views = torch.randn(2, 4, 12, 12, 12) + torch.tensor([1.0, -2.0])[:, None, None, None, None]
+    views[..., :3] = 0
+    masks = torch.zeros(2, 1, 12, 12, 12)
+    masks[:, :, :6] = 1
+    return views, masks
+
+
+def test_the_gain_over_a_constant_equals_numpy() -> None:
+    views, masks = brains()
+    guess = views + 0.3 * torch.randn_like(views)
+    health = ReconstructionHealth()
+    health.add(guess, views, masks)
+    v, m, g = (x[..., ::3, ::3, ::3].double().numpy() for x in (views, masks, guess))
+    error = constant = 0.0
+    for i in range(2):
+        brain, hidden = (v[i] != 0).any(0), m[i, 0] == 1
+        for c in range(4):
+            mean = v[i, c][brain & ~hidden].mean()
+            error += np.abs(g[i, c] - v[i, c])[brain & hidden].sum()
+            constant += np.abs(mean - v[i, c])[brain & hidden].sum()
+    assert health.gain() == pytest.approx(1 - error / constant, rel=1e-5)
+    assert 0.5 < health.gain() < 1
+
+
+def test_the_gain_at_both_ends() -> None:
+    views, masks = brains()
+    health = ReconstructionHealth()
+    health.add(views, views, masks)
+    assert health.gain() == 1
+    health.reset()
+    assert math.isnan(health.gain())
+    visible = (views != 0).any(1, keepdim=True) * (1 - masks)
+    thinned = visible[..., ::3, ::3, ::3]
+    mean = (views[..., ::3, ::3, ::3] * thinned).sum((2, 3, 4)) / thinned.sum((2, 3, 4))
+    health.add(mean[..., None, None, None].expand_as(views), views, masks)
+    assert health.gain() == pytest.approx(0, abs=1e-6)
+    health.add(torch.full_like(views, math.nan), views, masks)  # not finite: left out
+    assert health.gain() == pytest.approx(0, abs=1e-6)

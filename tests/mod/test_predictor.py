@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from torch import Tensor, nn
 
 from mod_components.mod import DensePredictor, MaskedViews, MODStep
+from mod_components.mod import predictor as predictor_module
 from mod_components.mod.predictor import _decoder
-from tests.toys import ROI, ToyNetwork, toy_components, toy_data
+from tests.toys import ROI, ToyNetwork, toy_components, toy_data, toy_trainer
 
 
 def make_predictor(**settings: Any) -> tuple[MaskedViews, DensePredictor]:
@@ -164,3 +167,54 @@ def test_half_precision_gives_a_float32_loss() -> None:
         half = predictor.loss(step)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(full, rel=0.02)
+
+
+def dead_warnings(network: ToyNetwork, mod: dict[str, Any], **settings: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        toy_trainer(network, mod, **settings).run()
+    return [str(w.message) for w in caught if "Dense Predictor is dead" in str(w.message)]
+
+
+def smooth_data() -> list[dict[str, Any]]:
+    """Brains of which a masked part can be told from the rest: one pattern, turned up and down."""
+    grid = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 16)] * 3, indexing="ij"))
+    pattern = torch.cat([grid, grid.sum(0, keepdim=True)])
+    cases = toy_data(4)
+    return [{**case, "image": pattern * (1 + 0.3 * i)} for i, case in enumerate(cases)]
+
+
+def test_a_dead_predictor_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_module, "DEAD_STEPS", 6)
+    network = ToyNetwork()
+    mod: dict[str, Any] = toy_components(network, use_tokenizer=False, warmup_epochs=1)
+    mod["predictor"].decoder.requires_grad_(False)
+    for parameter in mod["predictor"].decoder.parameters():
+        parameter.data.zero_()
+    (message,) = dead_warnings(network, mod, epochs=5)
+    assert "over epoch 3" in message  # two steps an epoch: the first that is judged
+    assert "--use_predictor false" in message
+
+
+def test_one_that_learns_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_module, "DEAD_STEPS", 80)
+    network = ToyNetwork()
+    mod: dict[str, Any] = toy_components(network, use_tokenizer=False, warmup_epochs=1)
+    gains: list[float] = []
+    assert (
+        dead_warnings(network, mod, epochs=60, data=smooth_data(), handlers=[Gains(gains)]) == []
+    )
+    assert gains[-1] > 0.2
+
+
+class Gains:
+    """Keeps ``recon_gain`` of each epoch."""
+
+    def __init__(self, gains: list[float]) -> None:
+        self.gains = gains
+
+    def attach(self, engine: Any) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Any) -> None:
+        self.gains.append(engine.state.metrics["recon_gain"])

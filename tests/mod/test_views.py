@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
+from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor
 
-from mod_components.mod import MaskedViews, MODStep
+from mod_components.mod import EMATeacher, MaskedViews, MODStep, OnlineTokenizer
 from mod_components.mod import views as views_module
-from mod_components.mod.views import intensity_view
+from mod_components.mod.views import _blurred, intensity_view
 from tests.toys import ROI, ToyNetwork, toy_components, toy_data, toy_trainer
 
 
@@ -112,6 +115,16 @@ def test_a_view_is_drawn_from_its_generator_alone() -> None:
     assert not torch.equal(intensity_view(x[1:], rngs(9)), both[1:])
 
 
+def test_blur_is_monais_gaussian(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.cat([image(0, (16, 20, 18)), image(1, (16, 20, 18)), image(2, (16, 20, 18))])
+    sigmas = [0.3, 0.0, 0.97]
+    expected = [
+        separable_filtering(sample[None], [gaussian_1d(torch.tensor(sigma))] * 3)[0]
+        for sample, sigma in zip(x, [0.3, 1e-6, 0.97], strict=True)
+    ]
+    torch.testing.assert_close(_blurred(x, sigmas), torch.stack(expected))
+
+
 def test_an_empty_crop_stays_empty() -> None:
     for seed in range(6):
         view = intensity_view(torch.zeros(1, 4, *ROI), rngs(seed))
@@ -200,6 +213,78 @@ def test_student_sees_the_masked_views_and_segments_the_clean_image(fill: str) -
     assert views.fill.requires_grad == (fill == "learnable")
 
 
+def test_one_view_a_step_and_its_class_token_from_the_clean_pass() -> None:
+    network = ToyNetwork()
+    mod = toy_components(network, views={"views": "one"})
+    seen: list[Tensor] = []
+    clean: list[Tensor] = []
+    network.stem.register_forward_hook(lambda _m, args, _o: seen.append(args[0].detach().clone()))
+    network.encoder.register_forward_hook(lambda _m, _a, out: clean.append(out.detach().clone()))
+    spy = Spy()
+    toy_trainer(network, mod, handlers=[spy]).run()
+    # segmentation, masked view, and the teacher, whose copy has the spying hook too
+    assert [len(x) for x in seen] == [2, 2, 2] * 2
+    both = toy_components(ToyNetwork())["views"]
+    assert isinstance(both, MaskedViews)
+    for index, step in enumerate(spy.steps):
+        assert step.views.shape == (2, 4, *ROI)
+        assert step.student.shape == (2, 8, 4, 4, 4)
+        assert step.teacher is not None
+        assert step.teacher.shape == (2, 8, 4, 4, 4)
+        assert step.clean is not None
+        assert step.clean.requires_grad
+        assert torch.equal(step.clean, clean[3 * index])
+        keys = [zlib.crc32(f"case_{2 * index + i}".encode()) for i in range(2)]
+        drawn, masks = both.draw(spy.images[index], index + 1, keys)
+        chosen = slice(2, 4) if index == 0 else slice(0, 2)  # ν in the first step, μ in the second
+        torch.testing.assert_close(step.views, drawn[chosen])
+        assert torch.equal(step.masks, masks[chosen])
+    assert len(network.encoder._forward_hooks) == 1  # the test's own
+
+
+def test_one_view_gives_the_losses_of_the_equations() -> None:
+    """Eq. 1 on the one view; Eq. 2 between the clean crop (student) and the view (teacher)."""
+    torch.manual_seed(0)
+    network = ToyNetwork()
+    mod = toy_components(network, views={"views": "one"}, use_predictor=False)
+    spy = Spy()
+    trainer = toy_trainer(network, mod, data=toy_data(2), handlers=[spy])
+    trainer.run()
+    step, tokenizer = spy.steps[0], toy_components(network, views={"views": "one"})["tokenizer"]
+    assert isinstance(tokenizer, OnlineTokenizer)
+    tokenizer.teacher.build()
+    with torch.no_grad():
+        efm, cls = tokenizer.losses(step, 0.05)
+        student = tokenizer.token_head(step.student.flatten(2).transpose(1, 2))
+        teacher = tokenizer.teacher.copies["token_head"](step.teacher.flatten(2).transpose(1, 2))
+        p, q = (teacher / 0.05).softmax(-1), (student / 0.1).log_softmax(-1)
+        entropy = -(p * q).sum(-1)
+        expected = [entropy[b][step.token_masks[b] > 0].mean() for b in range(2)]
+        torch.testing.assert_close(efm, torch.stack(expected).mean())
+        standard = (1 + 1e-5) ** 0.5  # the memory is empty yet: mean 0, variance 1
+        q = (tokenizer.class_head(step.clean.mean((2, 3, 4)) / standard) / 0.1).log_softmax(-1)
+        head = tokenizer.teacher.copies["class_head"]
+        p = (head(step.teacher.mean((2, 3, 4)) / standard) / 0.05).softmax(-1)
+        torch.testing.assert_close(cls, -(p * q).sum(-1).mean())
+
+
+@pytest.mark.parametrize("views", ["one", "two"])
+def test_mod_takes_part_in_every_nth_step(views: str) -> None:
+    network = ToyNetwork()
+    mod = toy_components(network, views={"every": 2, "views": views})
+    spy, terms = Spy(), []
+    trainer = toy_trainer(network, mod, handlers=[spy], epochs=2)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda e: terms.append("loss_recon" in e.state.output)
+    )
+    trainer.run()
+    assert terms == [False, True, False, True]
+    assert [step is None for step in spy.steps] == [True, False, True, False]
+    teacher = mod["teacher"]
+    assert isinstance(teacher, EMATeacher)
+    assert teacher.steps == 4  # it follows each optimizer step
+
+
 def test_targets_are_not_made_in_half_precision() -> None:
     network = ToyNetwork()
     views = masked_views()
@@ -230,6 +315,8 @@ def test_shape_and_stride_of_the_feature() -> None:
         ({"mask_cell": 17}, "mask_cell"),
         ({"mask": "bricks"}, "bricks"),
         ({"fill": "noise"}, "noise"),
+        ({"views": "three"}, "three"),
+        ({"every": 0}, "every"),
     ],
 )
 def test_settings_outside_their_range_are_told(settings: dict[str, Any], message: str) -> None:

@@ -64,7 +64,7 @@ def test_swin_feature_is_the_state_that_its_decoder_gets(swin: SwinUNETR) -> Non
     hidden = swin.swinViT(x, swin.normalize)
     feature = Tap("swinViT.layers3.0", layer_norm=True)(swin, x)
     assert feature.shape == (1, 96, 2, 2, 2)
-    torch.testing.assert_close(feature, hidden[3], rtol=0, atol=0)
+    torch.testing.assert_close(feature, hidden[3])
     raw = Tap("swinViT.layers3.0")(swin, x)
     assert (raw - hidden[3]).abs().max() > 0.1  # the layer norm is not nothing
 
@@ -96,11 +96,11 @@ def test_tokens_of_vit_and_unetr_are_reshaped_in_row_major_order() -> None:
     assert feature.shape == (2, 12, 2, 1, 3)
     for index in range(6):
         place = (index // 3, 0, index % 3)
-        torch.testing.assert_close(feature[(..., *place)], tokens[:, index], rtol=0, atol=0)
+        torch.testing.assert_close(feature[(..., *place)], tokens[:, index])
 
     unetr = UNETR(in_channels=4, out_channels=3, feature_size=4, **sizes).eval()
     feature = Tap("vit")(unetr, x)
-    torch.testing.assert_close(feature.flatten(2).transpose(1, 2), unetr.vit(x)[0], rtol=0, atol=0)
+    torch.testing.assert_close(feature.flatten(2).transpose(1, 2), unetr.vit(x)[0])
     # the same place in space: a bump in one patch moves that token most
     bump = x.clone()
     bump[:, :, 16:32, :, 32:48] += 50

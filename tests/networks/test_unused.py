@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from monai.networks.nets import UNETR, SwinUNETR
 from torch import nn
 
 from mod_components.networks import freeze_unused, unused_parameters
+from tests.backbones import BACKBONES, build_network
 
 
 def small_unetr() -> UNETR:
@@ -73,3 +76,39 @@ def test_a_network_that_cannot_be_looked_through_is_left_alone(
 @pytest.mark.parametrize("channels", [1, 2])
 def test_channels(channels: int) -> None:
     assert unused_parameters(nn.Conv3d(channels, 2, 3), (8, 8, 8), channels=channels) == []
+
+
+class Tied(nn.Module):
+    """Two names of one weight, a running statistic, and a cache that a forward pass leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv3d(4, 4, 1), nn.Conv3d(4, 4, 1)
+        self.second.weight = self.first.weight
+        self.norm, self.spare = nn.BatchNorm3d(4), nn.Linear(2, 2)
+        self.seen: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = x
+        return self.norm(self.second(self.first(x)))
+
+
+def test_the_search_leaves_the_network_as_it_was() -> None:
+    network = Tied()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    random = torch.get_rng_state()
+    assert unused_parameters(network, (4, 4, 4)) == ["spare.weight", "spare.bias"]
+    assert network.seen is None
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert all(value.device.type == "cpu" for value in network.state_dict().values())
+    assert network.second.weight is network.first.weight
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_as_a_whole_copy_would_find(backbone: str) -> None:
+    network = build_network(backbone, (64, 64, 64))
+    whole = copy.deepcopy(network).to("meta")
+    whole(torch.zeros(1, 4, 64, 64, 64, device="meta")).sum().backward()
+    expected = [name for name, p in whole.named_parameters() if p.grad is None]
+    assert unused_parameters(network, (64, 64, 64)) == expected
