@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import NoReturn
 
 __all__ = [
     "CheckpointError",
     "DataError",
+    "DiskError",
     "SettingsError",
+    "TrainingError",
     "UserError",
     "fail",
     "show_plain_errors",
@@ -31,6 +35,52 @@ class SettingsError(UserError, ValueError):
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing, damaged or made for another network."""
+
+
+class TrainingError(UserError, RuntimeError):
+    """A training whose numbers have gone wrong."""
+
+
+class DiskError(UserError, OSError):
+    """A file that the disk does not take."""
+
+
+# no space left, quota used up, file too large, input/output error, disk become read-only
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+# how gloo puts it that a process which others wait for is gone, or silent
+_OF_A_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+
+
+def disk_error(
+    error: BaseException, path: str | os.PathLike[str] | None = None
+) -> DiskError | None:
+    """Put an error of writing into words, where it is the disk's.
+
+    Args:
+        error: what was raised; what it came from counts too, as ``torch.save`` hides the disk's
+            answer behind an error of its own.
+        path: the file that was to be written, where the error does not know it.
+
+    Returns:
+        An error naming file, reason and mend; None for another error, such as a lacking permission.
+    """
+    for cause in _chain(error):
+        if isinstance(cause, DiskError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno in _OF_THE_DISK:
+            return DiskError(
+                f"{path or cause.filename or 'a file'} can't be written ({cause.strerror}): free "
+                "space on its disk, or mend it; what was there before is whole. A training goes "
+                "on with --resume true and loses at most an epoch."
+            )
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def fail(message: str) -> NoReturn:
@@ -59,13 +109,27 @@ def show_plain_errors() -> None:
     def hook(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        message = _plain_message(error)
+        if message is None:
             usual(kind, error, traceback)
         else:
-            print(f"error: {cause}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
 
     hook._shows_plain_errors = True  # type: ignore[attr-defined]
     sys.excepthook = hook
+
+
+def _plain_message(error: BaseException) -> str | None:
+    """What a user can mend among an error and what it came from; None where there is nothing."""
+    for cause in _chain(error):
+        if isinstance(cause, UserError):
+            return str(cause)
+        if isinstance(cause, RuntimeError) and any(
+            sign in str(cause) and "gloo" in str(cause) for sign in _OF_A_LOST_PROCESS
+        ):
+            return (
+                "another process of this training has died or hangs; its own output says why "
+                f"({cause}). --resume true goes on after the last epoch that was saved."
+            )
+    full = disk_error(error)
+    return None if full is None else str(full)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from mod_components.errors import disk_error
+
 __all__ = [
     "DATALIST",
     "POSTPROCESSING",
+    "copy_atomically",
     "file_digest",
     "save_json",
     "save_tensors",
@@ -35,14 +40,39 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         path: the file to make or replace. Its temporary name is fixed, so that a killed run leaves
             at most one such file behind, which the next save replaces.
         write: called with the open file.
+
+    Raises:
+        DiskError: when the disk is full or does not take the file for another reason; the part
+            written is removed, the file of before stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # the latter from torch.save
+        if (found := disk_error(error, path)) is None:
+            raise
+        with suppress(OSError):  # its space is what the error's message may need
+            temporary.unlink(missing_ok=True)
+        raise found from error
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """Copy a file, so that the target is whole or as before.
+
+    Args:
+        source: the file.
+        target: path of the copy.
+
+    Raises:
+        DiskError: see :func:`write_atomically`.
+    """
+    with open(source, "rb") as original:
+        write_atomically(target, lambda file: shutil.copyfileobj(original, file))
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

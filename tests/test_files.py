@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from mod_components.files import save_json, save_tensors, write_atomically
+from mod_components.errors import DiskError
+from mod_components.files import copy_atomically, save_json, save_tensors, write_atomically
 
 
 def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
@@ -28,6 +29,36 @@ def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]  # the half file is used up
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("numbers", [3, 2_000_000])  # torch.save fails early, and late
+def test_a_full_disk_gives_one_error_and_leaves_no_part(tmp_path: Path, numbers: int) -> None:
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"old")
+    (tmp_path / ".last.pt.tmp").symlink_to("/dev/full")
+    with pytest.raises(DiskError) as caught:
+        save_tensors({"a": torch.zeros(numbers)}, path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} can't be written (No space left on device): free space")
+    assert "--resume true" in message
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_another_error_stays_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "folder").write_bytes(b"")
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "folder" / "x", lambda file: file.write(b"x"))
+
+
+def test_a_copy_is_whole_or_not_there(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"12345" * 2**20)
+    copy_atomically(tmp_path / "model.pt", tmp_path / "previous" / "model.pt")
+    assert (tmp_path / "previous" / "model.pt").read_bytes() == b"12345" * 2**20
+    with pytest.raises(FileNotFoundError):
+        copy_atomically(tmp_path / "gone.pt", tmp_path / "new" / "gone.pt")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_file_is_synced_before_it_is_renamed(

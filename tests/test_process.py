@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from mod_components.process import keep_freed_memory, prepare_cpu
+from mod_components.process import keep_freed_memory, launch, prepare_cpu, state_of_this_launch
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +54,54 @@ def test_keeping_freed_memory_can_be_switched_off(
     prepare_cpu("cpu", keep_freed)
     assert calls == [True] * keep_freed
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def restarted(monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> None:
+    """The environment that torchrun gives a process."""
+    error_file = f"/tmp/torchelastic_x/{name}/attempt_{times}/0/error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", error_file)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(times))
+
+
+def test_a_launch_keeps_its_name_over_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    assert launch() == ""
+    restarted(monkeypatch, "none_a1", 0)
+    assert launch() == "none_a1"
+    restarted(monkeypatch, "none_a1", 2)
+    assert launch() == "none_a1"
+
+
+@pytest.mark.parametrize(
+    ("written_by", "times", "goes_on"),
+    [
+        ("none_a1", 1, True),
+        ("none_a1", 0, False),  # the user's own command decides
+        ("none_b2", 1, False),  # an earlier run's
+        ("", 1, False),
+        (None, 1, False),  # written before launches had names, or by another program
+    ],
+)
+def test_a_restart_goes_on_from_what_its_launch_has_saved(
+    written_by: str | None, times: int, goes_on: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    state = {"network": torch.zeros(3)} | ({} if written_by is None else {"launch": written_by})
+    torch.save(state, tmp_path / "last.pt")
+    restarted(monkeypatch, "none_a1", times)
+    assert state_of_this_launch(tmp_path) == (str(tmp_path / "last.pt") if goes_on else "")
+
+
+def test_a_restart_before_the_first_save_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restarted(monkeypatch, "none_a1", 1)
+    assert state_of_this_launch(tmp_path) == ""
+
+
+def test_without_torchrun_nothing_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
+    assert state_of_this_launch(tmp_path) == ""

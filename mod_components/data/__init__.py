@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mod_components.data.cache import CachedCases
 from mod_components.data.checks import (
     CheckResult,
     Problem,
@@ -42,6 +43,7 @@ from mod_components.data.unlabelled import WithUnlabelled, add_unlabelled
 __all__ = [
     "CHANNELS",
     "REGIONS",
+    "CachedCases",
     "CaseRecord",
     "CheckResult",
     "DataError",

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.data import CacheDataset
 from monai.data import Dataset as MonaiDataset
 from monai.transforms import Compose, MapTransform, Randomizable
 from torch.utils.data import Dataset
 
+from mod_components.data.cache import CachedCases
 from mod_components.data.transforms import LabelsToRegionsd, ReorderChannelsd
 from mod_components.errors import SettingsError
 
@@ -86,6 +86,7 @@ def add_unlabelled(
     channel_order: Sequence[int] = (0, 1, 2, 3),
     ratio: int | str = 1,
     cache_rate: float = 0.0,
+    cache_dir: str = "",
 ) -> Dataset:
     """Let unlabelled cases come along with a training data set, preprocessed as its images are.
 
@@ -95,8 +96,10 @@ def add_unlabelled(
         channel_order: ``Layout.channel_order`` of the unlabelled cases.
         ratio: see :class:`WithUnlabelled`.
         cache_rate: share of the unlabelled cases that is kept in memory.
+        cache_dir: as of :class:`~mod_components.data.CachedCases`.
 
     Raises:
+        DataError: if ``cache_dir`` cannot be written to.
         SettingsError: as :class:`WithUnlabelled`.
     """
     if not cases:
@@ -106,7 +109,7 @@ def add_unlabelled(
     except ValueError:
         raise SettingsError(f"unlabelled_ratio must be a whole number, got {ratio!r}.") from None
     transform = image_transform(dataset.transform, channel_order)
-    unlabelled = CacheDataset(list(cases), transform, cache_rate=cache_rate, num_workers=1)
+    unlabelled = CachedCases(list(cases), transform, cache_rate, cache_dir)
     return WithUnlabelled(dataset, unlabelled, whole)
 
 

@@ -9,7 +9,7 @@ import ignite.distributed as idist
 import torch.distributed
 from ignite.engine import Engine
 
-__all__ = ["decollated", "gather_by_case"]
+__all__ = ["all_processes", "decollated", "gather_by_case"]
 
 T = TypeVar("T")
 
@@ -30,13 +30,18 @@ def decollated(engine: Engine, who: str) -> Iterator[tuple[Mapping[str, Any], Ma
     yield from zip(batch, output, strict=True)
 
 
-def gather_by_case(found: Mapping[str, T]) -> dict[str, T]:
-    """What all processes have found, sorted by case; the first process's where two have one."""
+def all_processes(found: T) -> list[T]:
+    """What each process has found, by its rank. Every process must call it."""
     everyone: list[Any] = [found]
     if idist.get_world_size() > 1:
         everyone = [None] * idist.get_world_size()
-        torch.distributed.all_gather_object(everyone, dict(found))
+        torch.distributed.all_gather_object(everyone, found)
+    return everyone
+
+
+def gather_by_case(found: Mapping[str, T]) -> dict[str, T]:
+    """What all processes have found, sorted by case; the first process's where two have one."""
     merged: dict[str, T] = {}
-    for part in everyone:
+    for part in all_processes(dict(found)):
         merged = {**part, **merged}
     return dict(sorted(merged.items()))

@@ -22,17 +22,28 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import nn
 
 import mod_components
-from mod_components.errors import CheckpointError
-from mod_components.files import DATALIST, POSTPROCESSING, save_json, save_tensors
+from mod_components.errors import CheckpointError, SettingsError, TrainingError
+from mod_components.files import (
+    DATALIST,
+    POSTPROCESSING,
+    copy_atomically,
+    save_json,
+    save_tensors,
+    write_atomically,
+)
+from mod_components.handlers.weights import check_fit, first_not_finite, read_checkpoint
 from mod_components.networks import plain_module
+from mod_components.process import launch
 from mod_components.settings import flag
 
-__all__ = ["Checkpoint", "check_fit", "load_weights"]
+__all__ = ["Checkpoint"]
 
 logger = logging.getLogger("mod_components.checkpoint")
 
 MODEL, LAST, REPORT, PREVIOUS = "model.pt", "last.pt", "training.json", "previous"
 RUN_FILES = (MODEL, "model_ema.pt", LAST, REPORT, DATALIST, POSTPROCESSING)
+EPOCH = "epoch_{:04d}.pt"
+EPOCHS = "epoch_[0-9]*.pt"
 
 
 class Checkpoint:
@@ -40,7 +51,8 @@ class Checkpoint:
 
     * ``model.pt``: the best network by the evaluator's key metric, a flat ``state_dict`` that fits
       the plain network.
-    * ``last.pt``: everything to resume: the named objects, the gradient scaler, the epoch.
+    * ``last.pt``: everything to resume: the named objects, the gradient scaler, the epoch. With
+      ``keep_last`` above 1, those of the last epochs are kept as ``epoch_0012.pt`` too.
     * ``training.json``: settings, metrics, versions and command of the run.
     * ``datalist.json``: which case trains and which is held out.
 
@@ -56,10 +68,15 @@ class Checkpoint:
             scheduler, MOD's components.
         evaluator: the validation engine; without one the last network is the best.
         resume: continue from ``last.pt`` (true, false or a string saying so).
+        resume_from: continue from this file instead: a path, or a name in ``ckpt_dir``.
+        keep_last: of how many epochs, the last one included, the state is kept.
         settings: what to note of the run in ``training.json``.
         datalist: the split to write to ``datalist.json``.
         resumable: write ``last.pt``. MONAI Label takes the weights file with the shortest name
             when it starts, and goes on with random weights when that is ``last.pt``.
+
+    Raises:
+        SettingsError: if ``keep_last`` is below 1.
     """
 
     def __init__(
@@ -72,12 +89,18 @@ class Checkpoint:
         settings: Mapping[str, Any] | None = None,
         datalist: Mapping[str, Any] | None = None,
         resumable: bool = True,
+        resume_from: str | os.PathLike[str] | None = None,
+        keep_last: int = 1,
     ) -> None:
+        if keep_last < 1:
+            raise SettingsError(f"keep_last must be at least 1, got {keep_last}.")
+        self.keep_last = keep_last
         self.folder = Path(ckpt_dir)
         self.network = network
         self.objects = dict(objects)
         self.evaluator = evaluator
         self.resume = flag(resume)
+        self.state_file = _state_file(self.folder, resume_from)
         self.settings = dict(settings or {})
         self.datalist = dict(datalist or {})
         self.resumable = resumable
@@ -97,9 +120,9 @@ class Checkpoint:
         Raises:
             CheckpointError: when there is nothing to resume.
         """
-        if self.resume and not (self.folder / LAST).is_file():
+        if self.resume and not self.state_file.is_file():
             raise CheckpointError(
-                f"--resume true, but {self.folder / LAST} does not exist: train once without "
+                f"--resume true, but {self.state_file} does not exist: train once without "
                 "--resume, or give --ckpt_dir the folder of the run to continue."
             )
         engine.add_event_handler(Events.STARTED, self._start)
@@ -110,8 +133,8 @@ class Checkpoint:
     def _start(self, engine: SupervisedTrainer) -> None:
         if not self.resume:
             return
-        path = self.folder / LAST
-        state = _load(path)
+        path = self.state_file
+        state = read_checkpoint(path)
         self._check_same_parts(state, path)
         network = plain_module(self.network)
         check_fit(network, state["network"], path)
@@ -139,7 +162,8 @@ class Checkpoint:
 
     def _check_same_parts(self, state: Mapping[str, Any], path: Path) -> None:
         expected = {"network", *self.objects}
-        found = set(state) - {"scaler", "epoch", "iteration", "best_metric", "best_metric_epoch"}
+        plain = {"scaler", "epoch", "iteration", "best_metric", "best_metric_epoch", "launch"}
+        found = set(state) - plain
         if found != expected:
             raise CheckpointError(
                 f"{path} was written by a run of other components: it holds {sorted(found)}, this "
@@ -148,6 +172,7 @@ class Checkpoint:
             )
 
     def _save(self, engine: SupervisedTrainer) -> None:
+        self._refuse_lost_weights(engine.state.epoch)  # on every process: all end alike
         if idist.get_rank() > 0:
             return
         epoch = engine.state.epoch
@@ -171,9 +196,36 @@ class Checkpoint:
         state: dict[str, Any] = {"network": weights}
         state |= {name: item.state_dict() for name, item in self.objects.items()}
         state["scaler"] = engine.scaler.state_dict() if engine.scaler is not None else {}
-        state |= {"epoch": epoch, "iteration": engine.state.iteration}
+        state |= {"epoch": epoch, "iteration": engine.state.iteration, "launch": launch()}
         state |= self._best()
         save_tensors(state, self.folder / LAST)
+        self._keep_last_epochs(epoch)
+
+    def _refuse_lost_weights(self, epoch: int) -> None:
+        modules = {name: x for name, x in self.objects.items() if isinstance(x, nn.Module)}
+        for owner, module in {"network": plain_module(self.network), **modules}.items():
+            if (lost := first_not_finite(module)) is not None:
+                raise TrainingError(
+                    f"after epoch {epoch} the weights of {owner} are not finite ({lost}): nothing "
+                    f"of this epoch is saved in {self.folder}. Lower learning_rate, or clip "
+                    "gradients (--clip_norm 1); then --resume true goes on from the last epoch "
+                    "that was saved."
+                )
+
+    def _keep_last_epochs(self, epoch: int) -> None:
+        """Give ``last.pt`` a second name that tells its epoch; remove those of other epochs."""
+        kept = {EPOCH.format(epoch - back) for back in range(self.keep_last)}
+        if self.keep_last > 1:
+            newest = self.folder / EPOCH.format(epoch)
+            newest.unlink(missing_ok=True)
+            try:
+                os.link(self.folder / LAST, newest)
+            except OSError:  # a file system without hard links
+                with open(self.folder / LAST, "rb") as source:
+                    write_atomically(newest, lambda file: shutil.copyfileobj(source, file))
+        for path in self.folder.glob(EPOCHS):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
 
     def _best(self) -> dict[str, Any]:
         if self.evaluator is None:
@@ -204,7 +256,8 @@ class Checkpoint:
 
     def _keep_earlier(self, _engine: SupervisedTrainer) -> None:
         """Keep an earlier run's files in ``previous/``, in place of those of the run before it."""
-        present = [name for name in RUN_FILES if (self.folder / name).is_file()]
+        states = [path.name for path in self.folder.glob(EPOCHS)]
+        present = [name for name in (*RUN_FILES, *states) if (self.folder / name).is_file()]
         if idist.get_rank() > 0 or not present:
             return
         kept = self.folder / PREVIOUS
@@ -212,14 +265,22 @@ class Checkpoint:
         own, other = self.folder / MODEL, kept / MODEL
         # the same where a run was cut before it saved: then the rest of that set is there too
         known = own.is_file() and other.is_file() and filecmp.cmp(own, other, shallow=False)
-        for name in () if known else RUN_FILES:
-            (kept / name).unlink(missing_ok=True)
+        for path in () if known else (*(kept / name for name in RUN_FILES), *kept.glob(EPOCHS)):
+            path.unlink(missing_ok=True)
         for name in present:
             if name in (MODEL, REPORT):
-                shutil.copy2(self.folder / name, kept / name)
+                copy_atomically(self.folder / name, kept / name)
             else:
                 os.replace(self.folder / name, kept / name)
         logger.info("files of an earlier run are now in %s", kept)
+
+
+def _state_file(folder: Path, name: str | os.PathLike[str] | None) -> Path:
+    """The file to resume from: given by its path, by its name in the folder, or the last state."""
+    if not name:
+        return folder / LAST
+    path = Path(name).expanduser()
+    return path if path.is_file() else folder / path
 
 
 def _history(path: Path, resumed: bool) -> list[dict[str, Any]]:
@@ -231,63 +292,3 @@ def _history(path: Path, resumed: bool) -> list[dict[str, Any]]:
         return [*report.get("history", []), *last]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [{"dataset_dir": "unknown"}]
-
-
-def check_fit(network: nn.Module, weights: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Compare names and shapes of weights with a network's before loading them.
-
-    Args:
-        network: the plain network.
-        weights: a state_dict.
-        path: the file it came from, for the message.
-
-    Raises:
-        CheckpointError: naming the file, the first differences and the mend.
-    """
-    own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    new = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
-    if own == new:
-        return
-    differences = [
-        f"{name}: {new.get(name, 'missing')} in the file, {own.get(name, 'missing')} in the network"
-        for name in [*own, *(name for name in new if name not in own)]
-        if own.get(name) != new.get(name)
-    ]
-    raise CheckpointError(
-        f"{path} does not fit {type(network).__name__}: {len(differences)} of {len(own)} tensors "
-        f"differ, first {'; '.join(differences[:3])}. Give the network settings that it was "
-        "trained with (its training.json lists them)."
-    )
-
-
-def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
-    """Load a flat state_dict into a network, strictly.
-
-    Args:
-        network: the network, wrapped or not.
-        path: a ``model.pt``.
-
-    Returns:
-        The network.
-
-    Raises:
-        CheckpointError: when the file is missing, damaged, or does not fit.
-    """
-    weights = _load(Path(path))
-    module = plain_module(network)
-    check_fit(module, weights, path)
-    module.load_state_dict(weights)
-    logger.info("loaded %s", path)
-    return network
-
-
-def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist: train first, or give its folder.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict.")
-    return content

@@ -18,6 +18,7 @@ from monai.utils import is_scalar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from mod_components.handlers.log_file import log_to_file
 from mod_components.handlers.tables import EpochTable
 
 logger = logging.getLogger("mod_components.training")
@@ -38,11 +39,15 @@ def loss_terms(output: Any) -> dict[str, float]:
     Returns:
         Every scalar whose key starts with ``"loss"``, as a float.
     """
-    return {name: float(value) for name, value in _raw_terms(output).items()}
+    return {name: float(value) for name, value in loss_tensors(output).items()}
 
 
-def _raw_terms(output: Any) -> dict[str, Any]:
-    """The same without leaving the device: floats, or detached 0-d tensors."""
+def loss_tensors(output: Any) -> dict[str, Any]:
+    """The same without leaving the device: floats, or detached 0-d tensors.
+
+    Args:
+        output: as for :func:`loss_terms`.
+    """
     item = output[0] if isinstance(output, list | tuple) and output else output
     if not isinstance(item, Mapping):
         return {}
@@ -68,20 +73,24 @@ def _on_first_process(engine: Engine, event: int) -> bool:
 
 
 class _Means:
-    """Means of named scalars that stay on their device until asked for."""
+    """Means of named scalars that stay on their device until asked for.
+
+    Values that are not finite are left out: they belong to steps that :class:`Guard` skips.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, Any] = {}
 
     def add(self, terms: Mapping[str, Any]) -> None:
-        for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
+        for name, number in terms.items():
+            value = torch.as_tensor(number)
+            self._sums[name] = self._sums.get(name, 0.0) + value.nan_to_num(0.0, 0.0, 0.0)
+            self._counts[name] = self._counts.get(name, 0) + value.isfinite()
 
     def take(self) -> dict[str, float]:
         """The means so far, and start again."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        means = {name: float(total / self._counts[name]) for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
 
@@ -126,8 +135,11 @@ class TrainingLog:
     A resumed run goes on in the file; a fresh one replaces it and removes the ``validation.csv``
     of the run before.
 
+    While it runs, log lines and warnings also go to ``training.log``
+    (:func:`~mod_components.handlers.log_file.log_to_file`).
+
     Args:
-        output_dir: folder for ``train.csv``.
+        output_dir: folder for ``train.csv`` and ``training.log``.
     """
 
     def __init__(self, output_dir: str | os.PathLike[str]) -> None:
@@ -152,15 +164,23 @@ class TrainingLog:
             (Events.EPOCH_COMPLETED, self._epoch_completed),
         ):
             engine.add_event_handler(event(event_filter=_on_first_process), handler)
-        # at the start: what a run that failed has left open
         for event in (Events.STARTED, Events.TERMINATE, Events.COMPLETED):
             engine.add_event_handler(event, self._close)  # Ignite takes no filter for TERMINATE
+        engine.add_event_handler(Events.STARTED(event_filter=_on_first_process), self._started)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
 
     def _close(self, engine: Engine) -> None:
         if self._bar is not None:
             self._bar.close()
         self._bar = None
         self._console.close()
+
+    def _started(self, engine: Engine) -> None:
+        self._console.enter_context(log_to_file(self.output_dir / "training.log"))
+
+    def _failed(self, engine: Engine, error: BaseException) -> None:
+        self._close(engine)
+        raise error  # Ignite leaves that to whoever handles the event
 
     def _epoch_started(self, engine: Engine) -> None:
         # Not at STARTED: whether the run resumes is decided by another handler of that event.
@@ -199,7 +219,7 @@ class TrainingLog:
             engine.state.learning_rate = self._learning_rate  # type: ignore[attr-defined]
 
     def _iteration_completed(self, engine: Engine) -> None:
-        terms = _raw_terms(engine.state.output)
+        terms = loss_tensors(engine.state.output)
         self._means.add(terms)
         if self._bar is None:
             return

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
+from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.networks.utils import pixelshuffle
@@ -13,12 +16,17 @@ from torch import Tensor, nn
 
 from mod_components.errors import SettingsError
 from mod_components.losses import reconstruction_loss
+from mod_components.mod.health import ReconstructionHealth
 from mod_components.mod.step import MODHandler, MODStep, linear_ramp
 from mod_components.mod.views import MaskedViews
 
 __all__ = ["DensePredictor"]
 
+logger = logging.getLogger("mod_components.mod")
+
 LARGEST_SHUFFLE = 15_000_000  # parameters of a 1x1x1 convolution in front of a pixel shuffle
+DEAD_GAIN = 0.01  # of the reconstruction over a constant: below it the predictor is of no use
+DEAD_STEPS = 5000  # small networks are no better for hundreds of steps (docs/reference/measured)
 NARROWEST = 16  # channels of the last transposed convolution's input, at least
 
 
@@ -28,6 +36,9 @@ class DensePredictor(MODHandler):
     A learned position embedding is added to the student's tokens; a light decoder brings them back
     to voxels: a 1×1×1 convolution and a 3D pixel shuffle where that stays under 15 M parameters,
     else transposed convolutions of stride 2.
+
+    Each epoch's gain over a constant goes to ``engine.state.metrics`` as ``recon_gain``; see
+    :class:`~mod_components.mod.health.ReconstructionHealth`.
 
     Args:
         views: the handler that makes the views.
@@ -62,11 +73,14 @@ class DensePredictor(MODHandler):
         self.position = nn.Parameter(torch.empty(1, channels, *grid))
         nn.init.trunc_normal_(self.position, std=0.02)
         self.decoder = _decoder(channels, images, self.stride)
+        self.health = ReconstructionHealth()
+        self.warned = False
         self.to(views.fill.device)
 
     def attach(self, engine: SupervisedTrainer) -> None:
-        """Add the loss after the segmentation loss."""
+        """Add the loss after the segmentation loss; report health after each epoch."""
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._add_loss)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._report)
 
     def reconstruct(self, feature: Tensor) -> Tensor:
         """Decode tokens to voxels.
@@ -92,15 +106,36 @@ class DensePredictor(MODHandler):
             A scalar in units of the z-scored images.
         """
         mask = step.masks
+        reconstruction = self.reconstruct(step.student)
+        self.health.add(reconstruction, step.views, mask)
         if self.foreground:
             mask = mask * (step.views != 0).any(dim=1, keepdim=True)
-        return reconstruction_loss(self.reconstruct(step.student), step.views, mask)
+        return reconstruction_loss(reconstruction, step.views, mask)
 
     def _add_loss(self, engine: SupervisedTrainer) -> None:
+        if engine.state.mod is None:
+            return
         loss = self.loss(engine.state.mod)
         factor = self.weight * linear_ramp(engine, self.warmup_epochs) * self.strength
         engine.state.output["loss"] = engine.state.output["loss"] + factor * loss
         engine.state.output["loss_recon"] = loss.detach()
+
+    def _report(self, engine: SupervisedTrainer) -> None:
+        gain = self.health.gain()  # on every process
+        self.health.reset()
+        engine.state.metrics["recon_gain"] = gain
+        logger.info("predictor: gain over a constant %.3f", gain)
+        warm = engine.state.epoch > self.warmup_epochs and engine.state.iteration >= DEAD_STEPS
+        if gain < DEAD_GAIN and warm and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"MOD: the Dense Predictor is dead: over epoch {engine.state.epoch} its "
+                f"reconstruction of masked brain was no better than a constant (gain {gain:.3f}). "
+                "A low loss_recon is then no success. Try a lower mask_ratio, a longer "
+                "mod_warmup_epochs or --mask_foreground true, or leave it out (--use_predictor "
+                "false).",
+                stacklevel=2,
+            )
 
 
 class _PixelShuffle(nn.Module):

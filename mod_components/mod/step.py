@@ -20,8 +20,8 @@ __all__ = ["MODHandler", "MODStep", "all_reduce_mean", "linear_ramp"]
 class MODStep:
     """Tensors of one training step, kept in ``engine.state.mod`` from forward to backward.
 
-    B counts the batch's crops and the unlabelled ones that came along. With ``views="one"`` there is
-    one view, and every 2B below is B.
+    B counts the batch's crops and the unlabelled ones that came along. With ``views="one"`` there
+    is one view, and every 2B below is B.
 
     Attributes:
         views: μ and ν stacked on the batch axis (2B, 4, D, H, W): μ of all samples, then ν.

@@ -20,14 +20,9 @@ from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandScaleIn
 from torch import nn
 
 from mod_components import files
+from mod_components.errors import CheckpointError, SettingsError
 from mod_components.handlers import checkpoint as checkpoint_module
-from mod_components.handlers.checkpoint import (
-    PREVIOUS,
-    Checkpoint,
-    CheckpointError,
-    check_fit,
-    load_weights,
-)
+from mod_components.handlers.checkpoint import PREVIOUS, Checkpoint
 from mod_components.handlers.seeding import Reseed
 from mod_components.mod import Attach, parameter_groups, state_objects
 from tests.toys import ToyNetwork, toy_components, toy_data
@@ -102,6 +97,7 @@ class Run:
         handlers: Sequence[Any] = (),
         parts: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> None:
         torch.manual_seed(init)
         self.network = ToyNetwork(width=width, dropout=0.3, batch_norm=True)
@@ -137,6 +133,7 @@ class Run:
             evaluator=self.evaluator,
             resume=resume,
             settings={"width": width, **(settings or {})},
+            **more,
         )
         self.trainer = SupervisedTrainer(
             device="cpu",
@@ -198,7 +195,7 @@ def test_last_holds_everything_and_loads_with_weights_only(tmp_path: Path) -> No
     Run(tmp_path, epochs=2).run()
     last = torch.load(tmp_path / "last.pt", weights_only=True)
     parts = {"mod.views", "mod.teacher", "mod.tokenizer", "mod.predictor"}
-    counters = {"scaler", "epoch", "iteration", "best_metric", "best_metric_epoch"}
+    counters = {"scaler", "epoch", "iteration", "best_metric", "best_metric_epoch", "launch"}
     assert set(last) == {"network", "optimizer", "scheduler"} | parts | counters
     assert (last["epoch"], last["iteration"]) == (2, 4)
     assert "fill" in last["mod.views"]
@@ -508,33 +505,71 @@ def test_scaler_state_is_kept(tmp_path: Path) -> None:
     assert second.value == 64
 
 
-def test_load_weights_is_strict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    network = ToyNetwork()
-    files.save_tensors(network.state_dict(), tmp_path / "model.pt")
-    fresh = ToyNetwork()
-    with caplog.at_level(logging.INFO, logger="mod_components.checkpoint"):
-        assert load_weights(nn.DataParallel(fresh), tmp_path / "model.pt") is not fresh
-    assert "loaded" in caplog.text
-    assert torch.equal(fresh.stem[0].weight, network.stem[0].weight)
-
-    with pytest.raises(CheckpointError, match="does not exist"):
-        load_weights(fresh, tmp_path / "none.pt")
-    (tmp_path / "broken.pt").write_bytes(b"PK not a checkpoint")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load_weights(fresh, tmp_path / "broken.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match="holds a list"):
-        load_weights(fresh, tmp_path / "list.pt")
-    files.save_tensors({"network": network.state_dict()}, tmp_path / "nested.pt")
-    with pytest.raises(CheckpointError, match="does not fit"):
-        load_weights(fresh, tmp_path / "nested.pt")
+def states(folder: Path) -> dict[str, int]:
+    """The resumable files in a folder, and the epoch that each holds."""
+    files = [*folder.glob("epoch_*.pt"), *folder.glob("last.pt")]
+    return {
+        path.name: torch.load(path, weights_only=True)["epoch"] for path in sorted(files)
+    }  # fmt: skip
 
 
-def test_check_fit_names_both_directions() -> None:
-    network = nn.Linear(2, 3)
-    check_fit(network, network.state_dict(), "x.pt")
-    with pytest.raises(CheckpointError, match=r"bias: missing in the file, \(3,\) in the network"):
-        check_fit(network, {"weight": torch.zeros(3, 2)}, "x.pt")
-    extra = {**network.state_dict(), "more": torch.zeros(2)}
-    with pytest.raises(CheckpointError, match=r"more: \(2,\) in the file, missing in the network"):
-        check_fit(network, extra, "x.pt")
+def test_states_of_the_last_epochs_are_kept_and_older_ones_pruned(tmp_path: Path) -> None:
+    Run(tmp_path, keep_last=2, metrics=[0.9, 0.1, 0.1, 0.1]).run()
+    assert states(tmp_path) == {"epoch_0003.pt": 3, "epoch_0004.pt": 4, "last.pt": 4}
+    # one file under two names: it takes no more room
+    assert (tmp_path / "last.pt").samefile(tmp_path / "epoch_0004.pt")
+    assert json.loads((tmp_path / "training.json").read_text())["epoch"] == 1  # the best stays
+    assert not list(tmp_path.glob(".*"))
+    with pytest.raises(SettingsError, match="keep_last"):
+        Run(tmp_path, keep_last=0)
+
+
+def test_where_files_have_one_name_only_they_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError("operation not permitted")
+
+    monkeypatch.setattr(checkpoint_module.os, "link", refuse)
+    Run(tmp_path, keep_last=2).run()
+    assert states(tmp_path) == {"epoch_0003.pt": 3, "epoch_0004.pt": 4, "last.pt": 4}
+    assert (tmp_path / "last.pt").read_bytes() == (tmp_path / "epoch_0004.pt").read_bytes()
+
+
+@pytest.mark.parametrize("whole_path", [False, True])
+def test_an_older_state_can_be_resumed_from(tmp_path: Path, whole_path: bool) -> None:
+    straight = Run(tmp_path, keep_last=3).run()
+    name = str(tmp_path / "epoch_0002.pt") if whole_path else "epoch_0002.pt"
+    again = Run(tmp_path, resume=True, resume_from=name, init=9, keep_last=3)
+    for path in (tmp_path / "last.pt", tmp_path / "epoch_0004.pt"):
+        path.unlink()  # it reads what it was told to
+    again.run()
+    assert sorted(again.snapshots.weights) == [3, 4]
+    expected, found = straight.everything(), again.everything()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert states(tmp_path) == {f"epoch_000{k}.pt": k for k in (2, 3, 4)} | {"last.pt": 4}
+
+
+def test_going_back_removes_the_states_that_came_after(tmp_path: Path) -> None:
+    Run(tmp_path, keep_last=3).run()
+    with pytest.raises(KilledError):
+        Run(
+            tmp_path, resume=True, resume_from="epoch_0002.pt", keep_last=3, handlers=[KillAt(7)]
+        ).run()
+    assert states(tmp_path) == {"epoch_0002.pt": 2, "epoch_0003.pt": 3, "last.pt": 3}
+
+
+def test_a_state_that_is_not_there_is_told(tmp_path: Path) -> None:
+    Run(tmp_path, epochs=1).run()
+    with pytest.raises(CheckpointError, match=r"epoch_0009\.pt does not exist"):
+        Run(tmp_path, resume=True, resume_from="epoch_0009.pt")
+
+
+def test_states_of_an_earlier_run_move_with_its_other_files(tmp_path: Path) -> None:
+    Run(tmp_path, epochs=2, keep_last=2).run()
+    Run(tmp_path, epochs=1, init=3, keep_last=2).run()
+    assert states(tmp_path) == {"epoch_0001.pt": 1, "last.pt": 1}
+    earlier = {"epoch_0001.pt": 1, "epoch_0002.pt": 2, "last.pt": 2}
+    assert states(tmp_path / PREVIOUS) == earlier
+    Run(tmp_path, epochs=1, init=4).run()
+    assert states(tmp_path / PREVIOUS) == {"epoch_0001.pt": 1, "last.pt": 1}

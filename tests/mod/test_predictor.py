@@ -201,9 +201,7 @@ def test_one_that_learns_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     network = ToyNetwork()
     mod: dict[str, Any] = toy_components(network, use_tokenizer=False, warmup_epochs=1)
     gains: list[float] = []
-    assert (
-        dead_warnings(network, mod, epochs=60, data=smooth_data(), handlers=[Gains(gains)]) == []
-    )
+    assert dead_warnings(network, mod, epochs=60, data=smooth_data(), handlers=[Gains(gains)]) == []
     assert gains[-1] > 0.2
 
 
