@@ -32,15 +32,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "box, bfloat16": ("brain's box", {"amp": True}),
 }
 HEADER = (
-    "case                 variant                 windows  seconds  ratio    GiB   differ  in brain"
-    "  Dice"
+    "case                 variant                 windows  seconds      CPU  ratio    GiB   differ"
+    "  in brain  Dice"
 )
 NOTE = """\
 {device}, {threads} threads, torch {torch}. Reading, network and label map of one case; the variants
-take turns in one process, seconds are medians of {repeats}. Memory is the peak of a process of its
-own that segments the first case. "differ" counts voxels of the label map, the box's against the
-whole volume's and the others' against the box's, and how many of them are brain. Dice: core, whole,
-enhancing."""
+take turns in one process, seconds are medians of {repeats}, on the clock and of the processor; the
+ratio is of the latter on a CPU, as others may use it too, and else of the former. Memory is the
+peak of a process of its own that segments the first case. "differ" counts voxels of the label map,
+the box's against the whole volume's and the others' against the box's, and how many of them are
+brain. Dice: core, whole, enhancing."""
 
 
 class Variant:
@@ -74,17 +75,18 @@ class Variant:
         """Count the windows that the network is given."""
         self.windows += len(inputs[0])
 
-    def segment(self, case: str) -> tuple[Tensor, float]:
-        """The label map (D, H, W) of a case, and the seconds it took."""
+    def segment(self, case: str) -> tuple[Tensor, tuple[float, float]]:
+        """The label map (D, H, W) of a case, and the seconds it took by clock and processor."""
         import torch
 
         self.windows = 0
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         data = self.get("preprocessing")(self.cases[case])
         with torch.no_grad():
             logits = self.get("predict")(data["image"][None].to(self.get("device")), self.network)
         found = self.get("steps")({**data, "pred": logits[0]})["pred"][0].cpu()
-        return found.as_tensor(), time.perf_counter() - start
+        taken = time.perf_counter() - start, time.process_time() - processor
+        return found.as_tensor(), taken
 
 
 def true_regions(folder: str) -> dict[str, tuple[Path, dict[str, tuple[int, ...]]]]:
@@ -122,7 +124,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     truth = true_regions(options.folder)
     rows = []
     for case in options.cases or list(first.cases):
-        seconds: dict[str, list[float]] = {name: [] for name in variants}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
         maps = {}
         brain = (first.get("read")(first.cases[case]["image"]) != 0).any(0).as_tensor()
         for _ in range(options.repeats):
@@ -134,7 +136,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             differ = torch.zeros_like(brain) if other is None else maps[name] != other
             scores = dice_of(maps[name], *truth[case]) if case in truth else []
             facts = {"case": case, "variant": name, "windows": variant.windows}
-            facts |= {"seconds": statistics.median(seconds[name]), "dice": scores}
+            clock, cpu = (statistics.median(taken) for taken in zip(*seconds[name], strict=True))
+            facts |= {"seconds": clock, "cpu": cpu, "dice": scores}
             rows.append({**facts, "differ": int(differ.sum()), "brain": int(differ[brain].sum())})
     return {"rows": rows, "torch": torch.__version__}
 
@@ -200,13 +203,14 @@ def main() -> int:
         for name in (options.variants if options.memory else [])
     }
     print(HEADER)
-    slowest: dict[str, float] = {}
+    which = "cpu" if options.device == "cpu" else "seconds"
+    first: dict[str, float] = {}
     for row in result["rows"]:
-        whole = slowest.setdefault(row["case"], row["seconds"])
+        ratio = row[which] / first.setdefault(row["case"], row[which])
         gib = f"{memory[row['variant']]:.2f}" if memory else "-"
         print(
             f"{row['case']:<20} {row['variant']:<23} {row['windows']:>7}  {row['seconds']:>7.2f}  "
-            f"{row['seconds'] / whole:>5.2f}  {gib:>5}  {row['differ']:>7}  {row['brain']:>8}  "
+            f"{row['cpu']:>7.2f}  {ratio:>5.2f}  {gib:>5}  {row['differ']:>7}  {row['brain']:>8}  "
             + " ".join(f"{score:.4f}" for score in row["dice"])
         )
     print("\n" + NOTE.format(**vars(options), torch=result["torch"]))

@@ -58,10 +58,7 @@ def measure(cache: str, workers: int, folder: str, options: argparse.Namespace) 
         network=config.get_parsed_content("network"),
         optimizer=config.get_parsed_content("optimizer"),
         loss_function=config.get_parsed_content("loss"),
-        train_handlers=[
-            Attach(config.get_parsed_content("mod")),
-            Reseed(0, dataset),
-        ],
+        train_handlers=[Attach(config.get_parsed_content("mod")), Reseed(0, dataset)],
         amp=config.get_parsed_content("train#trainer#amp"),
         amp_kwargs=config.get_parsed_content("train#trainer#amp_kwargs"),
     )
@@ -110,7 +107,10 @@ def main() -> int:
     logging.disable(logging.INFO)
     import torch
 
+    from mod_components.process import prepare_cpu
+
     torch.set_num_threads(options.threads)
+    prepare_cpu(options.device)
     for path in Path(options.data).rglob("*.nii*"):  # into the system's file cache
         path.read_bytes()
     print(f"{'cache':<12}  workers  set-up s  wait s a step  step s  share of time waiting")

@@ -105,16 +105,17 @@ def state_of_this_launch(ckpt_dir: str | os.PathLike[str]) -> str:
     Returns:
         Path of ``last.pt`` if this is a restart and the training had saved before; else empty.
     """
-    if not launch() or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) < 1:
+    if not launch():
         return ""
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     path = Path(ckpt_dir) / "last.pt"
-    own = idist.get_rank() == 0 and path.is_file() and _launch_of(path) == launch()
+    first = restarted and idist.get_rank() == 0
+    own = first and path.is_file() and _launch_of(path) == launch()
     if idist.get_world_size() > 1:
         own = bool(idist.broadcast(float(own), src=0))
-    logger.info(
-        "restarted by torchrun: %s.",
-        f"going on from {path}" if own else "nothing was saved before, beginning anew",
-    )
+    if restarted:
+        what = f"going on from {path}" if own else "nothing was saved before, beginning anew"
+        logger.info("restarted by torchrun: %s.", what)
     return str(path) if own else ""
 
 

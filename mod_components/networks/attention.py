@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,7 @@ def _window_attention(module: WindowAttention, x: Tensor, mask: Tensor | None) -
     b, n, c = x.shape
     qkv = module.qkv(x).reshape(b, n, 3, module.num_heads, c // module.num_heads)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B·nW, heads, n, C/heads) each
-    index = module.relative_position_index[:n, :n].reshape(-1)
+    index = cast(Tensor, module.relative_position_index)[:n, :n].reshape(-1)
     bias = module.relative_position_bias_table[index].reshape(n, n, -1)
     bias = bias.permute(2, 0, 1).contiguous()  # (heads, n, n)
     x = _LeanAttention.apply(q, k, v, bias, mask, module.scale)
@@ -100,7 +100,7 @@ class _LeanAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, mask = ctx.saved_tensors
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
         grad_bias = torch.zeros_like(bias)

@@ -33,7 +33,7 @@ def prepare_network(
         The network.
     """
     if channels_last:
-        network.to(memory_format=torch.channels_last_3d)
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     if compile_parts:
         # the compiler cannot see through a subclass of Tensor
         network.register_forward_pre_hook(_without_metadata)

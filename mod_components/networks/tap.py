@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -134,11 +135,13 @@ class Tap:
 
         with ExitStack() as stack:
             stack.enter_context(self.module(network).register_forward_hook(stop))
-            if self.use_checkpoint and torch.is_grad_enabled():
-                stack.enter_context(_parts_checkpointed(parts(network, self.name)))
             stack.enter_context(side_pass(network))
             stack.enter_context(suppress(_StopForwardError))
-            network(x)
+            if self.use_checkpoint and torch.is_grad_enabled():
+                stack.enter_context(_parts_checkpointed(parts(network, self.name)))
+                functional_call(network, _leaves(network), (x,))
+            else:
+                network(x)
         if not caught:
             raise RuntimeError(f"tap: the forward pass never called {self.name!r}.")
         return self.as_feature(caught[0], x.shape[2:])
@@ -230,6 +233,28 @@ def parts(network: nn.Module, tap: str) -> list[nn.Module]:
 
     look_into(network, "")
     return found
+
+
+def _leaves(network: nn.Module) -> dict[str, Tensor]:
+    """Stand-ins that hand a gradient on to their parameter as soon as they get it.
+
+    A parameter that two passes use gets its gradient when both have given theirs; until then the
+    first pass's gradients would all be held beside those that the optimizer holds anyway.
+    """
+
+    def hand_on(parameter: nn.Parameter, leaf: Tensor) -> None:
+        if parameter.grad is None:
+            parameter.grad = leaf.grad
+        elif leaf.grad is not None:
+            parameter.grad += leaf.grad
+        leaf.grad = None
+
+    leaves: dict[str, Tensor] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            leaves[name] = parameter.detach().requires_grad_()
+            leaves[name].register_post_accumulate_grad_hook(partial(hand_on, parameter))
+    return leaves
 
 
 @contextmanager
