@@ -64,7 +64,9 @@ class Variant:
         settings = {"mod_warmup_epochs": 0, "device": options.device, **dict(options.settings)}
         settings |= {"roi_size": [options.size] * 3, "dataset_dir": "benchmark"}
         settings |= {"bundle_root": "unused", **VARIANTS[name]}
-        config.update({key: value for key, value in settings.items() if key in config})
+        if unknown := [key for key in settings if key not in config]:
+            raise SystemExit(f"{bundle} has no setting {', '.join(unknown)}")
+        config.update(settings)
         network = config.get_parsed_content("network")
         mod = config.get_parsed_content("mod")
         if name == "literal":
@@ -82,6 +84,7 @@ class Variant:
             amp=config.get_parsed_content("train#trainer#amp"),
             amp_kwargs=config.get_parsed_content("train#trainer#amp_kwargs"),
             decollate=False,
+            optim_set_to_none=True,
         )
 
     def step(self) -> float:
@@ -124,20 +127,11 @@ def make_literal(mod: dict[str, Any]) -> None:
 
     class WholePass(Tap):
         def __call__(self, network: Any, x: Tensor) -> Tensor:
-            import torch.nn.functional as F
+            from mod_components.networks.tap import batch_statistics_kept
 
-            from mod_components.networks import plain_module
-            from mod_components.networks.tap import as_feature_map, batch_statistics_kept
-
-            caught: list[Any] = []
-            network = plain_module(network)
-            hook = self.module(network).register_forward_hook(lambda *args: caught.append(args[2]))
-            with hook, batch_statistics_kept(network):
+            with self.listening(network) as heard, batch_statistics_kept(network):
                 network(x)
-            feature = as_feature_map(caught[0], x.shape[2:])
-            if self.layer_norm:
-                feature = F.layer_norm(feature.movedim(1, -1), feature.shape[1:2]).movedim(-1, 1)
-            return feature
+            return self.as_feature(heard[0], x.shape[2:])
 
     views = mod["views"]
     views.refer(tap=WholePass(views.tap.name, views.tap.layer_norm))
@@ -174,10 +168,26 @@ def measure(bundle: str, options: argparse.Namespace) -> dict[str, Any]:
                 seconds[name].append(taken)
     flops = {}
     for name, variant in variants.items():
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=attention_on_the_cpu()) as counter:
             variant.step()
         flops[name] = counter.get_total_flops()
     return {"seconds": seconds, "flops": flops, "torch": torch.__version__}
+
+
+def attention_on_the_cpu() -> dict[Any, Any]:
+    """Formulas that PyTorch's counter lacks, from shapes (batch, heads, tokens, channels)."""
+    import torch
+    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+
+    aten = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: (
+            lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+        ),
+    }
 
 
 def measure_memory(bundle: str, options: argparse.Namespace) -> dict[str, Any]:

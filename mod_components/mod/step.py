@@ -82,7 +82,8 @@ def linear_ramp(engine: SupervisedTrainer, epochs: float) -> float:
 def all_reduce_mean(tensor: Tensor) -> Tensor:
     """Mean of a tensor over all processes (itself when there is one)."""
     if idist.get_world_size() > 1:
-        tensor = tensor.clone()
+        # NCCL takes no tensors of the CPU
+        tensor = tensor.to(idist.device(), copy=True)
         dist.all_reduce(tensor)
         tensor /= idist.get_world_size()
     return tensor

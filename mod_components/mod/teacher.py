@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from mod_components.errors import SettingsError
 from mod_components.mod.step import MODHandler
 from mod_components.mod.views import MaskedViews
-from mod_components.networks import plain_module
+from mod_components.networks import compile_all, is_compiled, parts, plain_module
 
 __all__ = ["EMATeacher", "ema_update", "momentum_at"]
 
@@ -110,6 +110,9 @@ class EMATeacher(MODHandler):
         for name, student in self.students.items():
             if name not in self.copies:
                 self.copies[name] = copy.deepcopy(student)
+        tap = self.views.tap.name
+        if any(is_compiled(part) for part in parts(network, tap)):  # a copy is not
+            compile_all(parts(self.copies["encoder"], tap))
         # float32 whatever the student is: an EMA's small steps vanish in half precision
         self.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
 

@@ -124,7 +124,8 @@ class MaskedViews(MODHandler):
         mask: ``"blockwise"`` or ``"random"``.
         fill: value of masked voxels: ``"learnable"`` (one a channel, initially 0) or ``"zero"``.
         views: ``"two"``, as the method has it, or ``"one"``.
-        every: MOD takes part in every n-th step.
+        every: MOD takes part in every n-th step. The trainer must set gradients to None
+            (``optim_set_to_none``), or the optimizer goes on moving MOD's parameters in the others.
         use_checkpoint: see :class:`~mod_components.networks.Tap`.
         channels: number of image channels.
         seed: with the step and the sample, the source of all randomness here.
@@ -156,7 +157,7 @@ class MaskedViews(MODHandler):
         mask: str = "blockwise",
         fill: str = "learnable",
         views: str = "two",
-        every: int = 1,
+        every: int | str = 1,
         use_checkpoint: bool = False,
         channels: int = 4,
         seed: int = 42,
@@ -175,10 +176,10 @@ class MaskedViews(MODHandler):
             raise SettingsError(f"fill must be 'learnable' or 'zero', got {fill!r}.")
         if views not in ("two", "one"):
             raise SettingsError(f"views must be 'two' or 'one', got {views!r}.")
-        if every < 1:
-            raise SettingsError(f"every must be at least 1, got {every}.")
+        if str(every) != str(steps := _whole_number(every)) or steps < 1:
+            raise SettingsError(f"every must be a whole number from 1, got {every!r}.")
         self.refer(network=network, tap=Tap(tap, layer_norm, use_checkpoint))
-        self.views, self.every = views, every
+        self.views, self.every = views, steps
         self.refer(_listening=ExitStack(), _heard=[])
         self.mask_ratio, self.mask_cell, self.mask = mask_ratio, mask_cell, mask
         self.seed = seed
@@ -267,6 +268,13 @@ def _unlabelled(engine: SupervisedTrainer, x: Tensor) -> tuple[Tensor, list[int]
         keys.append(zlib.crc32(b"unlabelled%d" % before[key], key))
         before[key] += 1
     return crops, keys
+
+
+def _whole_number(value: int | str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        return 0
 
 
 def _stride(roi_size: Sequence[int], grid: Sequence[int]) -> int:

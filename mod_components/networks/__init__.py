@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mod_components.networks.prepare import prepare_network
+from mod_components.networks.prepare import compile_all, is_compiled, prepare_network
 from mod_components.networks.segmamba import SegMamba
-from mod_components.networks.tap import Tap, plain_module
+from mod_components.networks.tap import Tap, parts, plain_module
 from mod_components.networks.unetr import ShallowUNETR
 from mod_components.networks.unetr_pp import UNETRPP
 from mod_components.networks.unused import freeze_unused, unused_parameters
@@ -16,7 +16,10 @@ __all__ = [
     "ShallowUNETR",
     "Tap",
     "ViTSegmenter",
+    "compile_all",
     "freeze_unused",
+    "is_compiled",
+    "parts",
     "plain_module",
     "prepare_network",
     "unused_parameters",

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 __all__ = ["fast_attention"]
 
+KEPT = "_fast_forward"
+_ABSENT = object()
 # scores that a backward pass holds at a time: what a processor's cache holds, or a GPU is busy with
 _SCORES = {"cpu": 2**22, "cuda": 2**26}
 
@@ -40,7 +42,7 @@ def fast_attention(network: nn.Module) -> Iterator[None]:
     changed: list[tuple[nn.Module, str, Any]] = []
 
     def set_to(module: nn.Module, name: str, value: Any) -> None:
-        changed.append((module, name, module.__dict__.get(name)))
+        changed.append((module, name, module.__dict__.get(name, _ABSENT)))
         module.__dict__[name] = value
 
     try:
@@ -50,11 +52,13 @@ def fast_attention(network: nn.Module) -> Iterator[None]:
                 # MONAI hands its rate on in eval mode too
                 set_to(module, "dropout_rate", 0.0)
             elif isinstance(module, WindowAttention) and not _drops(module.attn_drop):
-                set_to(module, "forward", partial(_window_attention, module))
+                # kept for good: torch.compile compiles anew for each new function
+                forward = module.__dict__.setdefault(KEPT, partial(_window_attention, module))
+                set_to(module, "forward", forward)
         yield
     finally:
         for module, name, value in reversed(changed):
-            if value is None:
+            if value is _ABSENT:
                 del module.__dict__[name]
             else:
                 module.__dict__[name] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from mod_components.networks.tap import parts
 
-__all__ = ["prepare_network"]
+__all__ = ["compile_all", "is_compiled", "prepare_network"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -33,13 +34,34 @@ def prepare_network(
         The network.
     """
     if channels_last:
-        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        for parameter in network.parameters():
+            if parameter.ndim == 5:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
     if compile_parts:
         # the compiler cannot see through a subclass of Tensor
         network.register_forward_pre_hook(_without_metadata)
-        for part in parts(network, tap):
-            part.compile()
+        compile_all(parts(network, tap))
     return network
+
+
+def compile_all(modules: Sequence[nn.Module]) -> None:
+    """Let ``torch.compile`` compile each module at its first call.
+
+    Args:
+        modules: the modules; those of one class share the compiler's limit of variants.
+    """
+    import torch._dynamo  # late: it takes seconds
+
+    limit = torch._dynamo.config.cache_size_limit
+    # training, evaluation, MOD's passes with gradients and without, and room for other sizes
+    torch._dynamo.config.cache_size_limit = max(limit, 8 * len(modules))
+    for module in modules:
+        module.compile()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is to be compiled at its next call, or is so already."""
+    return getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _without_metadata(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -240,6 +240,9 @@ def _leaves(network: nn.Module) -> dict[str, Tensor]:
 
     A parameter that two passes use gets its gradient when both have given theirs; until then the
     first pass's gradients would all be held beside those that the optimizer holds anyway.
+
+    With ``DistributedDataParallel`` this is sound as autograd takes the later pass, this one,
+    first: the wrapper shares a parameter's gradient when the network's own pass has added to it.
     """
 
     def hand_on(parameter: nn.Parameter, leaf: Tensor) -> None:
@@ -269,13 +272,16 @@ def _parts_checkpointed(modules: Sequence[nn.Module]) -> Iterator[None]:
         inside = partial(again, module, forward)
         return checkpoint(inside, *args, use_reentrant=False, **kwargs)
 
+    before = {m: m.__dict__["forward"] for m in modules if "forward" in m.__dict__}
     try:
         for module in modules:
             module.__dict__["forward"] = partial(run, module, module.forward)
         yield
     finally:
         for module in modules:
-            module.__dict__.pop("forward", None)
+            del module.__dict__["forward"]
+            if module in before:
+                module.__dict__["forward"] = before[module]
 
 
 def as_feature_map(output: Any, image_size: Sequence[int]) -> Tensor:

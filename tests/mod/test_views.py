@@ -317,6 +317,8 @@ def test_shape_and_stride_of_the_feature() -> None:
         ({"fill": "noise"}, "noise"),
         ({"views": "three"}, "three"),
         ({"every": 0}, "every"),
+        ({"every": "two"}, "every"),
+        ({"every": 1.5}, "every"),
     ],
 )
 def test_settings_outside_their_range_are_told(settings: dict[str, Any], message: str) -> None:

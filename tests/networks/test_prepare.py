@@ -8,10 +8,11 @@ from functools import partial
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.networks.nets.swin_unetr import SwinTransformerBlock
 from torch import nn
 
 from mod_components.networks import Tap, prepare_network
-from mod_components.networks.tap import parts
+from mod_components.networks.tap import parts, side_pass
 from tests.backbones import BACKBONES, build_network
 from tests.toys import ToyNetwork
 
@@ -65,6 +66,37 @@ def test_compiled_parts_keep_names_taps_and_copies(monkeypatch: pytest.MonkeyPat
             parameter.zero_()
     assert twin(x).abs().sum() == 0
     torch.testing.assert_close(network(x), plain(x))
+
+
+def test_a_compiled_part_stays_compiled_from_step_to_step() -> None:
+    """Each kind of pass (with gradients, beside the training, without) is compiled once."""
+    compiled_at: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
+        compiled_at.append(len(steps))
+        return graph
+
+    torch._dynamo.reset()
+    block = SwinTransformerBlock(12, 2, (4, 4, 4), (0, 0, 0))
+    network = nn.Sequential(block)
+    block.compile(backend=backend)
+    x = torch.randn(1, 4, 4, 4, 12)
+    steps: list[int] = []
+    while len(steps) < 4:
+        block(x, None).sum().backward()
+        with side_pass(network):
+            block(x, None).sum().backward()
+            with torch.no_grad():
+                block(x, None)
+        steps.append(len(compiled_at))
+    assert 0 < steps[0] == steps[-1], compiled_at
+
+
+def test_a_part_that_is_an_attention_layer_is_given_back() -> None:
+    network = build_network("swinunetr", (64, 64, 64))
+    tap = Tap("swinViT.layers1.0.blocks.0.norm1", use_checkpoint=True)
+    tap(network, torch.randn(1, 4, 64, 64, 64)).sum().backward()
+    assert not any("forward" in vars(module) for module in network.modules())
 
 
 @pytest.mark.slow
