@@ -7,7 +7,7 @@ from mod_components.networks.segmamba import SegMamba
 from mod_components.networks.tap import Tap, parts, plain_module
 from mod_components.networks.unetr import ShallowUNETR
 from mod_components.networks.unetr_pp import UNETRPP
-from mod_components.networks.unused import freeze_unused, unused_parameters
+from mod_components.networks.unused import freeze_unused, unused_parameters, without_values
 from mod_components.networks.vit import ViTSegmenter
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "plain_module",
     "prepare_network",
     "unused_parameters",
+    "without_values",
 ]

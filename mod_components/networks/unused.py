@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-__all__ = ["freeze_unused", "unused_parameters"]
+__all__ = ["freeze_unused", "unused_parameters", "without_values"]
 
 logger = logging.getLogger("mod_components.networks")
 
@@ -35,7 +35,7 @@ def unused_parameters(network: nn.Module, size: Sequence[int], channels: int = 4
         ValueError: when the network returns something else than one tensor that depends on
             parameters.
     """
-    probe = _without_values(network).requires_grad_(True)
+    probe = without_values(network).requires_grad_(True)
     with torch.enable_grad():
         output = probe(torch.zeros(1, channels, *size, device="meta"))
     if not isinstance(output, torch.Tensor) or output.grad_fn is None:
@@ -77,7 +77,7 @@ def freeze_unused(network: Network, size: Sequence[int], channels: int = 4) -> N
     return network
 
 
-def _without_values(network: nn.Module) -> nn.Module:
+def without_values(network: nn.Module) -> nn.Module:
     """A copy on the meta device, of which no tensor's values are copied first."""
     memo: dict[int, Any] = {id(b): torch.empty_like(b, device="meta") for b in network.buffers()}
     for parameter in network.parameters():
