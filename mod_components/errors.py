@@ -22,7 +22,17 @@ __all__ = [
 
 
 class UserError(Exception):
-    """Something the user can mend; the message names what, where and the mend."""
+    """Something the user can mend; the message names what, where and the mend.
+
+    From a worker of a data loader comes an error whose text begins with the worker's traceback. It
+    is shown without (Ignite logs it, too), unless ``MOD_TRACEBACK`` is set.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if not text.startswith("Caught ") or os.environ.get("MOD_TRACEBACK"):
+            return text
+        return text.rpartition(f"{type(self).__name__}: ")[2].strip()
 
 
 class DataError(UserError, ValueError):
@@ -64,23 +74,23 @@ def disk_error(
     Returns:
         An error naming file, reason and mend; None for another error, such as a lacking permission.
     """
-    for cause in _chain(error):
+    for cause in causes(error):
         if isinstance(cause, DiskError):
             return cause
         if isinstance(cause, OSError) and cause.errno in _OF_THE_DISK:
             return DiskError(
                 f"{path or cause.filename or 'a file'} can't be written ({cause.strerror}): free "
-                "space on its disk, or mend it; what was there before is whole. A training goes "
-                "on with --resume true and loses at most an epoch."
+                "space on its disk, or mend it; what was there before is whole. If this was a "
+                "training, --resume true goes on and loses at most an epoch."
             )
     return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it came from, and so on."""
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came from, and so on; not what was handled with ``raise ... from None``."""
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def fail(message: str) -> NoReturn:
@@ -121,7 +131,7 @@ def show_plain_errors() -> None:
 
 def _plain_message(error: BaseException) -> str | None:
     """What a user can mend among an error and what it came from; None where there is nothing."""
-    for cause in _chain(error):
+    for cause in causes(error):
         if isinstance(cause, UserError):
             return str(cause)
         if isinstance(cause, RuntimeError) and any(

@@ -33,19 +33,24 @@ POSTPROCESSING = "postprocessing.json"
 """Beside a checkpoint: thresholds of the post-processing."""
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], Any], temporary: Path | None = None
+) -> None:
     """Write a file under a temporary name in the same folder, sync it to disk and rename it.
 
+    After an error the part written is removed, and the file of before stays.
+
     Args:
-        path: the file to make or replace. Its temporary name is fixed, so that a killed run leaves
-            at most one such file behind, which the next save replaces.
+        path: the file to make or replace.
         write: called with the open file.
+        temporary: the temporary name, where several processes may write the file at once. Else it
+            is fixed, so that a killed run leaves at most one such file behind, which the next save
+            replaces.
 
     Raises:
-        DiskError: when the disk is full or does not take the file for another reason; the part
-            written is removed, the file of before stays.
+        DiskError: when the disk is full or does not take the file for another reason.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary or path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -53,11 +58,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # the latter from torch.save
+    except BaseException as error:
+        with suppress(OSError):  # its space is what the error's message may need
+            temporary.unlink()
         if (found := disk_error(error, path)) is None:
             raise
-        with suppress(OSError):  # its space is what the error's message may need
-            temporary.unlink(missing_ok=True)
         raise found from error
 
 

@@ -89,8 +89,8 @@ def launch() -> str:
     it is "none" unless one is given, and a user may give one twice. But the folder that it makes
     for its processes' error files belongs to one launch on one machine.
     """
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE", "")
-    return Path(error_file).parents[2].name if error_file else ""
+    folders = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
+    return folders[2].name if len(folders) > 2 else ""  # a user may have set another path
 
 
 def state_of_this_launch(ckpt_dir: str | os.PathLike[str]) -> str:
@@ -103,7 +103,8 @@ def state_of_this_launch(ckpt_dir: str | os.PathLike[str]) -> str:
         ckpt_dir: folder of the checkpoints.
 
     Returns:
-        Path of ``last.pt`` if this is a restart and the training had saved before; else empty.
+        Path of ``last.pt`` if this is a restart and the launch has saved before; else empty, and
+        the command decides.
     """
     if not launch():
         return ""
@@ -114,8 +115,8 @@ def state_of_this_launch(ckpt_dir: str | os.PathLike[str]) -> str:
     if idist.get_world_size() > 1:
         own = bool(idist.broadcast(float(own), src=0))
     if restarted:
-        what = f"going on from {path}" if own else "nothing was saved before, beginning anew"
-        logger.info("restarted by torchrun: %s.", what)
+        nothing = "nothing was saved by this launch yet, starting as the command says"
+        logger.info("restarted by torchrun: %s.", f"going on from {path}" if own else nothing)
     return str(path) if own else ""
 
 

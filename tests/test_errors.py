@@ -6,6 +6,7 @@ import errno
 import sys
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from mod_components.errors import DataError, DiskError, disk_error, show_plain_errors
 
@@ -53,6 +54,35 @@ def test_an_error_of_ours_counts_before_what_it_came_from(monkeypatch: pytest.Mo
     error = DataError("cache_dir is full: make room")
     error.__cause__ = full()
     assert shown(wrapped(error), monkeypatch) == "error: cache_dir is full: make room\n"
+
+
+class BadCases(Dataset[None]):
+    def __getitem__(self, _: int) -> None:
+        try:
+            raise full()
+        except OSError as error:
+            raise DataError("cache_dir is full: make room,\nor leave it out.") from error
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_an_error_of_a_loaders_worker_is_its_message_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError) as caught:
+        next(iter(DataLoader(BadCases(), num_workers=1)))
+    assert "Traceback" not in str(caught.value)
+    monkeypatch.setenv("MOD_TRACEBACK", "1")
+    assert "Traceback" in str(caught.value)
+    text = shown(caught.value, monkeypatch)
+    assert text == "error: cache_dir is full: make room,\nor leave it out.\n"
+
+
+def test_an_error_that_was_handled_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = KeyError("x")
+    error.__context__ = DataError("an attempt that failed")
+    assert shown(error, monkeypatch) == "error: an attempt that failed\n"
+    error.__suppress_context__ = True  # raise ... from None
+    assert shown(error, monkeypatch) == "traceback"
 
 
 @pytest.mark.parametrize("what", ["Connection closed by peer [127.0.0.1]:1", "Timed out waiting"])

@@ -26,9 +26,23 @@ def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no space"):
         write_atomically(path, half)
     assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, half, tmp_path / ".mine.tmp")
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    (tmp_path / ".last.pt.tmp").write_bytes(b"what a killed run has left")
     write_atomically(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]  # the half file is used up
+
+
+def test_a_temporary_name_can_be_given(tmp_path: Path) -> None:
+    names: list[str] = []
+    write_atomically(
+        tmp_path / "a", lambda file: names.append(Path(file.name).name), tmp_path / ".b.tmp"
+    )
+    assert names == [".b.tmp"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,14 @@ def test_a_launch_keeps_its_name_over_restarts(monkeypatch: pytest.MonkeyPatch) 
     assert launch() == "none_a1"
 
 
+@pytest.mark.parametrize("path", ["/error.json", "/tmp/error.json", "error.json"])
+def test_an_error_file_of_the_user_names_no_launch(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", path)
+    assert launch() == ""
+
+
 @pytest.mark.parametrize(
     ("written_by", "times", "goes_on"),
     [
@@ -92,11 +101,13 @@ def test_a_restart_goes_on_from_what_its_launch_has_saved(
     assert state_of_this_launch(tmp_path) == (str(tmp_path / "last.pt") if goes_on else "")
 
 
-def test_a_restart_before_the_first_save_begins_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_restart_before_the_first_save_starts_as_the_command_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     restarted(monkeypatch, "none_a1", 1)
     assert state_of_this_launch(tmp_path) == ""
+    assert "by this launch yet, starting as the command says" in caplog.text
 
 
 def test_without_torchrun_nothing_is_looked_for(

@@ -98,5 +98,6 @@ def toy_trainer(
         loss_function=settings.pop("loss_function", nn.BCEWithLogitsLoss()),
         train_handlers=[*([Attach(mod)] if attach else []), *handlers],
         decollate=False,
+        optim_set_to_none=True,
         **settings,
     )

@@ -6,45 +6,48 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import io
 import json
 import logging
 import os
+import re
 import shutil
 import time
-import types
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import monai
 import numpy as np
 import torch
-from monai.data import CacheDataset
+from monai.data import CacheDataset, MetaTensor
+from monai.data.meta_obj import MetaObj
 from monai.transforms import Compose, Transform, reset_ops_id
 from monai.transforms.traits import RandomizableTrait
-from monai.utils import TraceKeys
+from monai.utils import MetaKeys, SpaceKeys, TraceKeys
 
+from mod_components.data.describe import describe
 from mod_components.data.listed import FindModalitiesd
-from mod_components.errors import DataError
-from mod_components.files import file_digest
+from mod_components.errors import DataError, causes
+from mod_components.files import file_digest, write_atomically
 
-__all__ = ["CachedCases", "KeptCases", "describe"]
+__all__ = ["CachedCases", "KeptCases"]
 
 logger = logging.getLogger("mod_components.data")
 
 _FORMAT = 1  # of an entry
 _MARKER = "transforms.json"
-# What MONAI's transforms and NibabelReader note in themselves when they are used
-_STATE = ("_tracing", "filenames")
 # A training has two chains of transforms, or three with unlabelled scans.
 _FOLDERS = 8
 # A temporary file this old belongs to a run that was killed.
 _STALE_SECONDS = 3600
-_reconstruct = np.zeros(0).__reduce__()[0]
-# What a header's fields in MetaTensors need besides what MONAI declares safe; none runs code.
-_SAFE: list[Any] = [_reconstruct, np.ndarray, np.dtype, TraceKeys]
+# What MetaTensors and the fields of a header are made of; none runs code. MONAI 1.5 declares less
+# of its own safe than 1.6, and a context manager for this came with torch 2.5 only.
+_SAFE: list[Any] = [MetaTensor, MetaObj, MetaKeys, SpaceKeys, TraceKeys, type(Path())]
+_SAFE += [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0], np.ndarray, np.dtype]
 _SAFE += [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
+torch.serialization.add_safe_globals(_SAFE)
 
 
 class CachedCases(CacheDataset):
@@ -124,7 +127,10 @@ class KeptCases:
         content = [_FORMAT, versions, sources, describe(list(transforms))]
         text = json.dumps(content, indent=1)
         self.folder = root / _digest(text)
-        self._write(self.folder / _MARKER, lambda file: file.write(text.encode()))
+        self._text = text.encode()
+        self._checked = False
+        with self._told("written to"):
+            self._mark()
         self._clear()
         entries = sum(1 for _ in self.folder.glob("*.pt"))
         logger.info("prepared cases are kept in %s (%d there)", self.folder, entries)
@@ -137,7 +143,8 @@ class KeptCases:
             make: prepares it.
 
         Raises:
-            DataError: if the entry cannot be written or read.
+            DataError: if the entry cannot be written or read, or holds more than can be read back
+                without running code.
         """
         found = FindModalitiesd("image", allow_missing_keys=True)(case)  # all files count
         name = json.dumps(found, sort_keys=True, default=str)
@@ -148,7 +155,9 @@ class KeptCases:
             item = make()
             reset_ops_id(item)  # they are addresses of this process
             entry = {"stamps": stamps, "item": _compact(item)}
-            self._write(path, lambda file: torch.save(entry, file))
+            self._check(entry)
+            with self._told("written to"):
+                self._write(path, entry)
         return item
 
     def _read(self, path: Path, stamps: str) -> Any:
@@ -160,7 +169,7 @@ class KeptCases:
         except OSError as error:
             raise self._unusable("read", error) from error
         try:
-            with file, torch.serialization.safe_globals(_SAFE):
+            with file:
                 entry = torch.load(file, weights_only=True)
             return entry["item"] if entry["stamps"] == stamps else None
         except Exception as error:  # damaged bytes can lead to any
@@ -168,27 +177,55 @@ class KeptCases:
             logger.warning("%s is damaged (%s): the case is prepared anew", path, why)
             return None
 
-    def _write(self, path: Path, write: Callable[[BinaryIO], Any]) -> None:
-        """Write a file that is whole or not there, whoever else writes it now."""
-        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    def _check(self, entry: Mapping[str, Any]) -> None:
+        """Refuse an item that would be called damaged whenever it is read: the first shows it."""
+        if self._checked:
+            return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            file = io.BytesIO()
+            torch.save(entry, file)
+            file.seek(0)
+            torch.load(file, weights_only=True)
+        except Exception as error:  # pickle has many
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            why = named[1] if named else str(error).partition("\n")[0]
+            raise DataError(
+                f"cache_dir {self.folder.parent}: a prepared case holds what cannot be stored and "
+                f"read back without running code ({why}). Leave out --cache_dir, or let the "
+                "transforms before the random ones give tensors, arrays, numbers and text alone."
+            ) from error
+        self._checked = True
+
+    def _write(self, path: Path, entry: Mapping[str, Any]) -> None:
+        for last in (False, True):
+            try:
+                write_atomically(path, lambda file: torch.save(entry, file), self._temporary())
+                os.utime(self.folder / _MARKER)  # the folder is in use
+                return
+            except FileNotFoundError:  # another run has just cleared it away
+                if last:
+                    raise
+                self._mark()
+
+    def _mark(self) -> None:
+        marker = self.folder / _MARKER
+        write_atomically(marker, lambda file: file.write(self._text), self._temporary())
+
+    def _temporary(self) -> Path:
+        return self.folder / f".{uuid.uuid4().hex}.tmp"
+
+    @contextlib.contextmanager
+    def _told(self, how: str) -> Iterator[None]:
+        try:
+            yield
         except (OSError, RuntimeError) as error:  # the latter from torch.save
-            raise self._unusable("written to", error) from error
-        finally:
-            with contextlib.suppress(OSError):  # it has its name, or there is no such folder
-                temporary.unlink()
+            raise self._unusable(how, error) from error
 
     def _unusable(self, how: str, error: BaseException) -> DataError:
         place = next(p for p in (self.folder, *self.folder.parents) if p.exists())
         free = f", {shutil.disk_usage(place).free / 1e9:.1f} GB free" if place.is_dir() else ""
-        cause = error if isinstance(error, OSError) else error.__context__ or error
-        why = getattr(cause, "strerror", None) or str(cause).partition("\n")[0]
+        why = next((e.strerror for e in causes(error) if isinstance(e, OSError) and e.strerror), "")
+        why = why or str(error).partition("\n")[0]
         return DataError(
             f"cache_dir {self.folder.parent} cannot be {how} ({why}{free}): make room there, give "
             "another folder, or leave out --cache_dir."
@@ -208,38 +245,6 @@ class KeptCases:
         for _, folder in sorted(used)[:-_FOLDERS]:
             logger.info("removing %s: %d other chains were used since", folder, _FOLDERS)
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def describe(value: Any) -> Any:
-    """What a transform is and does, in plain values: equal in every process.
-
-    Args:
-        value: a transform, or what it holds.
-
-    Returns:
-        Lists, strings and numbers. What cannot be described gives another text in each process.
-    """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [describe(entry) for entry in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(repr, value))
-    if isinstance(value, Mapping):
-        return sorted(([str(key), describe(entry)] for key, entry in value.items()), key=str)
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        return [str(value.dtype), value.tolist()]
-    if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [value.__qualname__, *map(describe, (value.__code__, value.__defaults__, cells))]
-    if isinstance(value, types.CodeType):
-        return [value.co_code.hex(), list(value.co_names), describe(value.co_consts)]
-    if isinstance(value, functools.partial):
-        return [describe(value.func), describe(value.args), describe(value.keywords)]
-    if isinstance(value, (type, types.MethodType)) or not hasattr(value, "__dict__"):
-        return repr(value)
-    held = {key: entry for key, entry in vars(value).items() if key not in _STATE}
-    return [type(value).__name__, describe(held)]
 
 
 def _ends_what_is_kept(transform: Any) -> bool:

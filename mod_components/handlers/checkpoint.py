@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import platform
-import shutil
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +29,6 @@ from mod_components.files import (
     copy_atomically,
     save_json,
     save_tensors,
-    write_atomically,
 )
 from mod_components.handlers.weights import check_fit, first_not_finite, read_checkpoint
 from mod_components.networks import plain_module
@@ -43,7 +42,6 @@ logger = logging.getLogger("mod_components.checkpoint")
 MODEL, LAST, REPORT, PREVIOUS = "model.pt", "last.pt", "training.json", "previous"
 RUN_FILES = (MODEL, "model_ema.pt", LAST, REPORT, DATALIST, POSTPROCESSING)
 EPOCH = "epoch_{:04d}.pt"
-EPOCHS = "epoch_[0-9]*.pt"
 
 
 class Checkpoint:
@@ -68,7 +66,7 @@ class Checkpoint:
             scheduler, MOD's components.
         evaluator: the validation engine; without one the last network is the best.
         resume: continue from ``last.pt`` (true, false or a string saying so).
-        resume_from: continue from this file instead: a path, or a name in ``ckpt_dir``.
+        resume_from: continue from this state in ``ckpt_dir`` instead: its name, or its path.
         keep_last: of how many epochs, the last one included, the state is kept.
         settings: what to note of the run in ``training.json``.
         datalist: the split to write to ``datalist.json``.
@@ -76,7 +74,8 @@ class Checkpoint:
             when it starts, and goes on with random weights when that is ``last.pt``.
 
     Raises:
-        SettingsError: if ``keep_last`` is below 1.
+        SettingsError: if ``keep_last`` is below 1 or no number.
+        CheckpointError: if ``resume_from`` is in another folder.
     """
 
     def __init__(
@@ -90,11 +89,14 @@ class Checkpoint:
         datalist: Mapping[str, Any] | None = None,
         resumable: bool = True,
         resume_from: str | os.PathLike[str] | None = None,
-        keep_last: int = 1,
+        keep_last: int | str = 1,
     ) -> None:
-        if keep_last < 1:
-            raise SettingsError(f"keep_last must be at least 1, got {keep_last}.")
-        self.keep_last = keep_last
+        try:
+            self.keep_last = int(keep_last)
+        except (TypeError, ValueError):
+            self.keep_last = 0
+        if self.keep_last < 1:
+            raise SettingsError(f"keep_last must be a whole number from 1, got {keep_last!r}.")
         self.folder = Path(ckpt_dir)
         self.network = network
         self.objects = dict(objects)
@@ -121,20 +123,31 @@ class Checkpoint:
             CheckpointError: when there is nothing to resume.
         """
         if self.resume and not self.state_file.is_file():
-            raise CheckpointError(
-                f"--resume true, but {self.state_file} does not exist: train once without "
-                "--resume, or give --ckpt_dir the folder of the run to continue."
-            )
+            raise CheckpointError(self._nothing_there())
         engine.add_event_handler(Events.STARTED, self._start)
         if not self.resume:
             engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self._keep_earlier)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _nothing_there(self) -> str:
+        states = [path.name for path in (*_states(self.folder), self.folder / LAST)]
+        there = ", ".join(name for name in sorted(states) if (self.folder / name).is_file())
+        if self.state_file.name != LAST and there:
+            return f"--resume_from: {self.state_file} does not exist; the states there are {there}."
+        return (
+            f"--resume true, but {self.state_file} does not exist: train once without "
+            "--resume, or give --ckpt_dir the folder of the run to continue."
+        )
 
     def _start(self, engine: SupervisedTrainer) -> None:
         if not self.resume:
             return
         path = self.state_file
         state = read_checkpoint(path)
+        if "epoch" not in state:
+            raise CheckpointError(
+                f"{path} holds weights alone, not a state to resume: give {LAST} or an epoch_*.pt."
+            )
         self._check_same_parts(state, path)
         network = plain_module(self.network)
         check_fit(network, state["network"], path)
@@ -214,16 +227,16 @@ class Checkpoint:
 
     def _keep_last_epochs(self, epoch: int) -> None:
         """Give ``last.pt`` a second name that tells its epoch; remove those of other epochs."""
-        kept = {EPOCH.format(epoch - back) for back in range(self.keep_last)}
+        kept = {self.state_file.name}
         if self.keep_last > 1:
+            kept |= {EPOCH.format(epoch - back) for back in range(self.keep_last)}
             newest = self.folder / EPOCH.format(epoch)
             newest.unlink(missing_ok=True)
             try:
                 os.link(self.folder / LAST, newest)
             except OSError:  # a file system without hard links
-                with open(self.folder / LAST, "rb") as source:
-                    write_atomically(newest, lambda file: shutil.copyfileobj(source, file))
-        for path in self.folder.glob(EPOCHS):
+                copy_atomically(self.folder / LAST, newest)
+        for path in _states(self.folder):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
 
@@ -256,7 +269,7 @@ class Checkpoint:
 
     def _keep_earlier(self, _engine: SupervisedTrainer) -> None:
         """Keep an earlier run's files in ``previous/``, in place of those of the run before it."""
-        states = [path.name for path in self.folder.glob(EPOCHS)]
+        states = [path.name for path in _states(self.folder)]
         present = [name for name in (*RUN_FILES, *states) if (self.folder / name).is_file()]
         if idist.get_rank() > 0 or not present:
             return
@@ -265,7 +278,7 @@ class Checkpoint:
         own, other = self.folder / MODEL, kept / MODEL
         # the same where a run was cut before it saved: then the rest of that set is there too
         known = own.is_file() and other.is_file() and filecmp.cmp(own, other, shallow=False)
-        for path in () if known else (*(kept / name for name in RUN_FILES), *kept.glob(EPOCHS)):
+        for path in () if known else (*(kept / name for name in RUN_FILES), *_states(kept)):
             path.unlink(missing_ok=True)
         for name in present:
             if name in (MODEL, REPORT):
@@ -276,11 +289,19 @@ class Checkpoint:
 
 
 def _state_file(folder: Path, name: str | os.PathLike[str] | None) -> Path:
-    """The file to resume from: given by its path, by its name in the folder, or the last state."""
-    if not name:
-        return folder / LAST
-    path = Path(name).expanduser()
-    return path if path.is_file() else folder / path
+    """The file to resume from: given by its name or its path, or the last state."""
+    given = Path(str(name or LAST))
+    if given.name != str(given) and given.parent.resolve() != folder.resolve():
+        raise CheckpointError(
+            f"--resume_from {name} is not in {folder}, where the run's split and its best model "
+            f"are: give --ckpt_dir {given.parent} with --resume_from {given.name}."
+        )
+    return folder / given.name
+
+
+def _states(folder: Path) -> list[Path]:
+    """States of single epochs, by the names that are given here: others are the user's own."""
+    return [p for p in folder.glob("epoch_*.pt") if re.fullmatch(r"epoch_[0-9]{4,}\.pt", p.name)]
 
 
 def _history(path: Path, resumed: bool) -> list[dict[str, Any]]:

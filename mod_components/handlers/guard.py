@@ -31,8 +31,11 @@ class Guard:
     A step is bad when one of its losses is not finite, or its gradients are not. The line that
     tells so names epoch, step, terms, cases and their files. The step is then not made: weights,
     optimizer, whatever follows the optimizer's steps and running statistics of normalisation layers
-    stay as they were; only schedules and counters go on. All processes skip it together. The run
-    ends at the step after ``max_bad_steps`` of them (counted from its start, also when it resumes).
+    stay as they were; schedules and counters go on. So does what a handler keeps of the losses'
+    inputs before this one can judge: MOD's tokenizer moves its centres and its memory of class
+    tokens by what the teacher said, where that is finite. All processes skip a step together. The
+    run ends at the step after ``max_bad_steps`` of them (counted from its start, also when it
+    resumes).
 
     With a gradient scaler, gradients that are not finite beside losses that are mean that its scale
     is too high, which it mends by itself. They count only where the scale is 1 or less.
@@ -41,8 +44,8 @@ class Guard:
     ``engine.state.metrics`` each epoch as ``grad_norm`` (mean over the steps made) and
     ``skipped_steps``.
 
-    One small tensor is read from the device in each step: a check that comes a step later would
-    find weights that are lost already.
+    One small tensor is read from the device in each step (and the scale, with a gradient scaler):
+    a check that comes a step later would find weights that are lost already.
 
     Must stand behind the handlers that change losses or gradients, and before those that show an
     epoch's figures.
@@ -53,16 +56,12 @@ class Guard:
             larger ones are scaled down to it. 0 or None: no clipping.
 
     Raises:
-        SettingsError: for a negative or infinite setting.
+        SettingsError: for a setting that is negative, infinite or no number.
     """
 
     def __init__(self, max_bad_steps: int = 10, clip_norm: float | None = None) -> None:
-        if max_bad_steps < 0:
-            raise SettingsError(f"max_bad_steps must be at least 0, got {max_bad_steps}.")
-        if not 0 <= (clip_norm or 0) < math.inf:
-            raise SettingsError(f"clip_norm must be a number from 0 (off), got {clip_norm}.")
-        self.max_bad_steps = max_bad_steps
-        self.clip_norm = float(clip_norm or 0)
+        self.max_bad_steps = int(_number("max_bad_steps", max_bad_steps))
+        self.clip_norm = _number("clip_norm", clip_norm or 0)
         self.bad_steps: list[str] = []
         self._optimizer: Any = None
         self._statistics: list[Tensor] = []
@@ -82,6 +81,7 @@ class Guard:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._report)
 
     def _start(self, engine: SupervisedTrainer) -> None:
+        self._give_back(engine)  # an earlier run may have ended within a bad step
         self.bad_steps, self._norms, self._skipped = [], [], 0
         self._statistics = [
             buffer
@@ -96,7 +96,8 @@ class Guard:
 
     def _judge(self, engine: SupervisedTrainer) -> None:
         parameters = [p for group in engine.optimizer.param_groups for p in group["params"]]
-        norm = clip_grad_norm_(parameters, math.inf)  # changes nothing
+        # measures alone; where the norm is infinite the gradients, of no use any more, become NaN
+        norm = clip_grad_norm_(parameters, math.inf)
         terms = loss_tensors(engine.state.output)
         losses = torch.stack(
             [torch.as_tensor(v, device=norm.device).float() for v in terms.values()]
@@ -180,6 +181,17 @@ class _NoStep:
 
     def step(self) -> None:
         pass
+
+
+def _number(name: str, value: Any) -> float:
+    """A setting that may come as any word from a command line."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise SettingsError(f"{name} must be a number from 0, got {value!r}.")
+    return number
 
 
 def _scaler(engine: SupervisedTrainer) -> Any:

@@ -74,13 +74,14 @@ class Health:
         """The epoch's figures over all processes.
 
         Returns:
-            ``entropy``: mean entropy of an assignment, nats; ``marginal_entropy``: entropy of the
-            mean assignment, nats (ln K at best); ``information``: their difference, what an
-            assignment says beyond the average (0: the same of all), nats; ``max_entropy``: ln K;
-            ``divergence``: KL(P‖Q), nats; ``feature_std`` (if features were given): mean standard
-            deviation of the L2-normalised features, 1/√C when isotropic and 0 when collapsed.
+            (NaN where nothing was added) ``entropy``: mean entropy of an assignment, nats;
+            ``marginal_entropy``: entropy of the mean assignment, nats (ln K at best);
+            ``information``: their difference, what an assignment says beyond the average (0: the
+            same of all), nats; ``max_entropy``: ln K; ``divergence``: KL(P‖Q), nats;
+            ``feature_std`` (if features were given): mean standard deviation of the L2-normalised
+            features, 1/√C when isotropic and 0 when collapsed.
         """
-        count = all_reduce_mean(self._count).clamp(min=1)
+        count = all_reduce_mean(self._count)
         result = {
             "entropy": float(all_reduce_mean(self._entropy) / count),
             "marginal_entropy": self._marginal_entropy(),
@@ -89,7 +90,7 @@ class Health:
         }
         result["information"] = result["marginal_entropy"] - result["entropy"]
         if self._steps is not None:
-            steps = all_reduce_mean(self._steps).clamp(min=1)
+            steps = all_reduce_mean(self._steps)
             result["feature_std"] = float(all_reduce_mean(self._std) / steps)
         return result
 
@@ -104,12 +105,14 @@ class Health:
     def collapsed(self) -> bool:
         """Whether the epoch's marginal entropy is under half of what it could be.
 
+        It is not where nothing was added.
+
         Every process must call it, and all get the same answer.
         """
         return self._marginal_entropy() < 0.5 * self.ceiling()
 
     def _marginal_entropy(self) -> float:
-        count = all_reduce_mean(self._count).clamp(min=1)
+        count = all_reduce_mean(self._count)
         mean = all_reduce_mean(self._marginal) / count
         return float(-(mean * mean.clamp(min=1e-12).log()).sum())
 

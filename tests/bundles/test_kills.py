@@ -185,10 +185,12 @@ def test_full_disk(free: float, file: str, data: Path, tmp_path: Path, disk: Dis
     assert_undisturbed(training, alone, 3)
 
 
-def test_full_disk_of_the_cache(data: Path, tmp_path: Path, disk: Disk) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_full_disk_of_the_cache(data: Path, tmp_path: Path, disk: Disk, workers: int) -> None:
     disk.leave(1)
     cache = disk.folder / "cache"
-    options = ("--epochs", "1", "--cache_dir", str(cache))
+    options = ("--epochs", "1", "--cache_dir", str(cache), "--num_workers", str(workers))
+    options += ("--cache_rate", "0.0")  # else the cache is filled before workers start
     training = Training(tmp_path / "run", "segmamba", data, *options)
     assert training.start().wait(300) == 1
     assert_one_error(training, str(cache), "No space left")

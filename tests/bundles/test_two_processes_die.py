@@ -160,7 +160,7 @@ def test_torchrun_restarts_and_the_run_resumes(small_sample: Path, tmp_path: Pat
     os.kill(process_of_rank(launcher, 0), signal.SIGKILL)
     assert launcher.wait(600) == 0, training.output()
     text = log.read_text()
-    assert text.count("nothing was saved before, beginning anew") == 1
+    assert text.count("by this launch yet, starting as the command says") == 1
     assert text.count(f"last.pt after epoch {saved} of {EPOCHS}") == 1
     for file in ("last.pt", "model.pt"):
         assert_same(alone.state(file), training.state(file), file)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import resource
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from monai.data.utils import set_rnd
 from monai.transforms import (
     Compose,
     CropForegroundd,
-    Lambdad,
     LoadImaged,
     NormalizeIntensityd,
     Orientationd,
@@ -35,7 +35,7 @@ from mod_components.data import (
     RandShiftForegroundd,
     find_cases,
 )
-from mod_components.data.cache import KeptCases, _tell_of_caches, describe
+from mod_components.data.cache import _SAFE, KeptCases, _tell_of_caches
 from mod_components.data.unlabelled import add_unlabelled
 from mod_components.errors import DataError
 from tests.data.folders import OLD, SHAPE, label_map, write_volume
@@ -206,26 +206,6 @@ def test_changed_transforms_are_noticed(cases: list[dict[str, Any]], tmp_path: P
     assert folder(used) == fixed
 
 
-def test_descriptions_tell_parameters_apart() -> None:
-    def above(limit: float) -> Any:
-        return Lambdad("image", lambda x: x > limit)
-
-    assert describe(above(1.0)) == describe(above(1.0))
-    different = [
-        above(1.0),
-        above(2.0),
-        Lambdad("image", lambda x: x > 1),
-        Lambdad("image", lambda x: x > 2),
-        Lambdad("image", np.array([1, 2]).take),  # cannot be described
-        NormalizeIntensityd("image", subtrahend=np.array([1.0, 2.0])),
-        NormalizeIntensityd("image", subtrahend=np.array([1.0, 3.0])),
-        SpatialPadd("image", 4),
-        SpatialPadd("image", 4, mode="reflect"),
-    ]
-    texts = [str(describe(transform)) for transform in different]
-    assert len(set(texts)) == len(texts)
-
-
 def test_folders_of_old_transforms_go(cases: list[dict[str, Any]], tmp_path: Path) -> None:
     mine = tmp_path / "0123456789abcdef"
     mine.mkdir()
@@ -239,6 +219,85 @@ def test_folders_of_old_transforms_go(cases: list[dict[str, Any]], tmp_path: Pat
     KeptCases(tmp_path, chain(99).transforms[:7])
     assert [folder.is_dir() for folder in folders] == [False] * 2 + [True, False] + [True] * 6
     assert (mine / "scan.pt").is_file()
+
+
+def test_the_folder_of_a_training_stays_in_use(cases: list[dict[str, Any]], tmp_path: Path) -> None:
+    dataset = CachedCases(cases, chain(), cache_dir=tmp_path)
+    assert dataset.kept is not None
+    marker = dataset.kept.folder / "transforms.json"
+    content = marker.read_bytes()
+    os.utime(marker, (1, 1))
+    _ = dataset[0]
+    assert marker.stat().st_mtime > time.time() - 60
+    shutil.rmtree(dataset.kept.folder)  # eight other chains were used since
+    _ = dataset[0]
+    assert marker.read_bytes() == content  # so that this folder can go again, too
+    assert len(entries(dataset)) == 1
+
+
+def test_a_folder_cleared_away_in_a_write_is_made_again(
+    cases: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = CachedCases(cases, chain(), cache_dir=tmp_path)
+    assert dataset.kept is not None
+    folder, replace, times = dataset.kept.folder, os.replace, [0]
+
+    def late(source: Any, target: Any) -> None:
+        times[0] += 1
+        if times[0] == 1:
+            shutil.rmtree(folder)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    assert dataset[0]["case"] == "A"
+    assert times == [3]  # an entry in vain, the marker, the entry
+    assert len(entries(dataset)) == 1
+
+
+@pytest.mark.parametrize("context_manager", [True, False])
+def test_entries_are_read_with_older_libraries(
+    cases: list[dict[str, Any]], tmp_path: Path, context_manager: bool,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """MONAI 1.5 declares less safe than 1.6, and torch 2.4 has no ``safe_globals``."""
+    first = CachedCases(cases, chain(), cache_dir=tmp_path)
+    _ = first[0]
+    before = entries(first)
+    if not context_manager:
+        monkeypatch.delattr(torch.serialization, "safe_globals", raising=False)
+    declared = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        torch.serialization.add_safe_globals(_SAFE)
+        _ = CachedCases(cases, chain(), cache_dir=tmp_path)[0]
+    finally:
+        torch.serialization.add_safe_globals(declared)
+    assert "damaged" not in caplog.text
+    assert entries(first) == before
+
+
+class Thing:
+    """What a transform may put into an item."""
+
+
+def test_only_what_can_be_read_back_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    item = {
+        "scalar": np.float32(1.5), "count": np.int64(2), "path": tmp_path,
+        "array": np.arange(3), "text": "a", "nested": {"image": torch.ones(2)},
+    }  # fmt: skip
+    kept = KeptCases(tmp_path, [])
+    for _ in range(2):
+        back = kept.get({"case": "A"}, lambda: item)
+        assert str(back) == str(item)
+    assert "damaged" not in caplog.text
+    message = r"holds what cannot be .*\(tests\.data\.test_cache\.Thing\)\. Leave out --cache_dir"
+    for thing in (Thing(), lambda: None):
+        other = KeptCases(tmp_path / "other", [])
+        with pytest.raises(DataError, match=message if isinstance(thing, Thing) else "lambda"):
+            other.get({"case": "B"}, lambda thing=thing: {"thing": thing})
+        assert [path.name for path in other.folder.iterdir()] == ["transforms.json"]
 
 
 class Harmful:

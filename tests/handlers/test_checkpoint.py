@@ -143,6 +143,7 @@ class Run:
             optimizer=self.optimizer,
             loss_function=nn.BCEWithLogitsLoss(),
             decollate=False,
+            optim_set_to_none=True,
             train_handlers=[
                 Attach(self.mod),
                 Reseed(42, dataset),
@@ -213,12 +214,12 @@ def test_report_tells_settings_versions_and_metrics(tmp_path: Path) -> None:
     assert isinstance(report["command"], list)
 
 
-def resumed_equals_straight(tmp_path: Path, workers: int) -> None:
-    straight = Run(tmp_path / "straight", workers=workers).run()
+def resumed_equals_straight(tmp_path: Path, **more: Any) -> None:
+    straight = Run(tmp_path / "straight", **more).run()
     with pytest.raises(KilledError):
-        Run(tmp_path / "cut", workers=workers, handlers=[KillAt(5)]).run()  # in the third epoch
+        Run(tmp_path / "cut", handlers=[KillAt(5)], **more).run()  # in the third epoch
     assert torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["epoch"] == 2
-    resumed = Run(tmp_path / "cut", workers=workers, resume="true", init=99)
+    resumed = Run(tmp_path / "cut", resume="true", init=99, **more)
     before = resumed.network.state_dict()["stem.0.weight"].clone()
     resumed.run()
     assert sorted(resumed.snapshots.weights) == [3, 4]
@@ -238,6 +239,12 @@ def test_a_resumed_run_equals_one_never_stopped(tmp_path: Path) -> None:
 
 def test_a_resumed_run_equals_one_never_stopped_with_workers(tmp_path: Path) -> None:
     resumed_equals_straight(tmp_path, workers=2)
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_run_with_mod_in_some_steps_resumes_too(tmp_path: Path, every: int) -> None:
+    """Its first step after the resumption may be one without MOD, whose parameters then rest."""
+    resumed_equals_straight(tmp_path, parts={"views": {"every": every}})
 
 
 def test_the_resumption_test_can_fail(tmp_path: Path) -> None:
@@ -520,8 +527,30 @@ def test_states_of_the_last_epochs_are_kept_and_older_ones_pruned(tmp_path: Path
     assert (tmp_path / "last.pt").samefile(tmp_path / "epoch_0004.pt")
     assert json.loads((tmp_path / "training.json").read_text())["epoch"] == 1  # the best stays
     assert not list(tmp_path.glob(".*"))
-    with pytest.raises(SettingsError, match="keep_last"):
-        Run(tmp_path, keep_last=0)
+
+
+@pytest.mark.parametrize("keep_last", [0, "0", "all", None])
+def test_states_to_keep_are_a_number(tmp_path: Path, keep_last: Any) -> None:
+    with pytest.raises(SettingsError, match="keep_last must be a whole number from 1, got"):
+        Run(tmp_path, keep_last=keep_last)
+    assert Run(tmp_path, keep_last="2").checkpoint.keep_last == 2
+
+
+OWN = ("epoch_0002_good.pt", "epoch_0010-before-lr.pt", "epoch_2.pt", "epoch_x.pt")
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_files_of_the_user_are_left_alone(tmp_path: Path, keep_last: int) -> None:
+    kept = tmp_path / PREVIOUS
+    kept.mkdir()
+    for folder in (tmp_path, kept):
+        for name in OWN:
+            (folder / name).write_text("mine")
+    for seed in range(3):  # each moves the states of the run before, and prunes its own
+        Run(tmp_path, epochs=2, init=seed, keep_last=keep_last).run()
+    for folder in (tmp_path, kept):
+        assert all((folder / name).read_text() == "mine" for name in OWN)
+        assert len(list(folder.glob("epoch_*"))) == len(OWN) + (2 if keep_last == 2 else 0)
 
 
 def test_where_files_have_one_name_only_they_are_copied(
@@ -559,10 +588,49 @@ def test_going_back_removes_the_states_that_came_after(tmp_path: Path) -> None:
     assert states(tmp_path) == {"epoch_0002.pt": 2, "epoch_0003.pt": 3, "last.pt": 3}
 
 
-def test_a_state_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_going_back_by_default_keeps_the_state_gone_back_to(tmp_path: Path) -> None:
+    """And none of the branch that is left, which could be taken for this one's."""
+    Run(tmp_path, keep_last=3).run()
+    Run(tmp_path, resume=True, resume_from="epoch_0002.pt").run()
+    assert states(tmp_path) == {"epoch_0002.pt": 2, "last.pt": 4}
+
+
+@pytest.mark.parametrize("name", ["epoch_0009.pt", 9])  # a number, as Fire reads one
+def test_a_state_that_is_not_there_is_told(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"--resume true, but .* does not exist: train once"):
+        Run(tmp_path, resume=True, resume_from=name)
+    Run(tmp_path, epochs=3, keep_last=2).run()
+    message = rf"{name} does not exist; the states there are epoch_0002\.pt, epoch_0003\.pt, last"
+    with pytest.raises(CheckpointError, match=message):
+        Run(tmp_path, resume=True, resume_from=name)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_state_elsewhere_is_refused(tmp_path: Path, there: bool) -> None:
+    """The split and the best model that belong to it would not be found."""
+    other = tmp_path / "other" / "epoch_0002.pt"
+    if there:
+        Run(other.parent, epochs=2, keep_last=2).run()
+    message = rf"is not in .*/mine, .*--ckpt_dir {other.parent} with --resume_from epoch_0002\.pt"
+    with pytest.raises(CheckpointError, match=message):
+        Run(tmp_path / "mine", resume=True, resume_from=other)
+
+
+def test_a_path_to_the_folder_itself_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run(tmp_path / "models", epochs=2, keep_last=2).run()
+    monkeypatch.chdir(tmp_path / "models")
+    for path in ("../models/epoch_0001.pt", "./epoch_0001.pt"):
+        run = Run(tmp_path / "models", resume=True, resume_from=path)
+        assert run.checkpoint.state_file == tmp_path / "models" / "epoch_0001.pt"
+
+
+def test_weights_alone_are_no_state(tmp_path: Path) -> None:
     Run(tmp_path, epochs=1).run()
-    with pytest.raises(CheckpointError, match=r"epoch_0009\.pt does not exist"):
-        Run(tmp_path, resume=True, resume_from="epoch_0009.pt")
+    run = Run(tmp_path, resume=True, resume_from="model.pt")
+    with pytest.raises(CheckpointError, match=r"model\.pt holds weights alone, not a state to res"):
+        run.run()
 
 
 def test_states_of_an_earlier_run_move_with_its_other_files(tmp_path: Path) -> None:

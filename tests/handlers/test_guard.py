@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from ignite.engine import Events
 from monai.data import MetaTensor, list_data_collate
+from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from mod_components.errors import SettingsError, TrainingError
@@ -345,11 +346,38 @@ def test_a_scaler_that_does_not_scale_is_none(caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.parametrize(
-    "settings", [{"max_bad_steps": -1}, {"clip_norm": -0.5}, {"clip_norm": math.inf}]
+    "settings",
+    [
+        *({"max_bad_steps": value} for value in (-1, None, "some")),
+        *({"clip_norm": value} for value in (-0.5, math.inf, "a", [1])),
+    ],
 )
 def test_settings_out_of_range_are_told(settings: dict[str, Any]) -> None:
-    with pytest.raises(SettingsError, match=next(iter(settings))):
+    with pytest.raises(SettingsError, match=f"{next(iter(settings))} must be a number from 0"):
         Guard(**settings)
+    guard = Guard("3", "0.5")  # type: ignore[arg-type]
+    assert (guard.max_bad_steps, guard.clip_norm) == (3, 0.5)
+
+
+def test_a_run_that_ended_within_a_bad_step_can_run_again() -> None:
+    class Break:
+        def attach(self, engine: Any) -> None:
+            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+        def __call__(self, _engine: Any) -> None:
+            if len(spoil.steps) == 1:
+                raise KilledError
+
+    spoil = SpoilImage(1)
+    trainer = toy_trainer(ToyNetwork(), {}, handlers=[Guard(), spoil, Break()])
+    with pytest.raises(KilledError):
+        trainer.run()
+    spoil.steps = ()
+    trainer._internal_run_generator = None  # else Ignite's next run ends at once
+    trainer.state.epoch = trainer.state.iteration = 0
+    trainer.run()
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    assert trainer.state.metrics["skipped_steps"] == 0
 
 
 def test_cases_are_named_with_the_files_of_their_images() -> None:

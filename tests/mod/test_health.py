@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mod_components.mod.health import Health, ReconstructionHealth
+from tests.toys import ToyNetwork, toy_components, toy_trainer
 
 
 def test_even_use_has_the_largest_marginal_entropy() -> None:
@@ -83,9 +84,19 @@ def test_reset_forgets_and_nothing_is_no_collapse() -> None:
     health.add(torch.eye(8)[[3] * 40], torch.zeros(40, 8), torch.ones(1, 4, 3))
     health.reset()
     figures = health.figures()
-    assert figures["entropy"] == 0
+    nothing = ("entropy", "marginal_entropy", "information", "divergence")
+    assert all(math.isnan(figures[name]) for name in nothing)  # not 0, which is a collapse
     assert "feature_std" not in figures
     assert not health.collapsed()
+
+
+def test_an_epoch_without_a_step_of_mod_is_no_collapse(recwarn: pytest.WarningsRecorder) -> None:
+    mod = toy_components(network := ToyNetwork(), warmup_epochs=0, views={"every": 3})
+    trainer = toy_trainer(network, mod)  # two steps
+    trainer.run()
+    names = ("token_marginal_entropy", "class_marginal_entropy", "recon_gain")
+    assert all(math.isnan(trainer.state.metrics[name]) for name in names)
+    assert not [warning for warning in recwarn if "MOD:" in str(warning.message)]
 
 
 def test_no_masked_token_adds_nothing() -> None:
