@@ -138,6 +138,18 @@ class DensePredictor(MODHandler):
             )
 
 
+class _PointConv(nn.Conv3d):
+    """A 1×1×1 convolution as the matrix product that it is: on the CPU much faster backward."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__(channels, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, d, h, w) to (B, outputs, d, h, w)."""
+        tokens = F.linear(x.movedim(1, -1), self.weight.flatten(1), self.bias)
+        return tokens.movedim(-1, 1)
+
+
 class _PixelShuffle(nn.Module):
     """Trade channels for voxels: (B, C·s³, d, h, w) -> (B, C, d·s, h·s, w·s)."""
 
@@ -153,7 +165,7 @@ class _PixelShuffle(nn.Module):
 def _decoder(channels: int, images: int, stride: int) -> nn.Module:
     outputs = images * stride**3
     if (channels + 1) * outputs <= LARGEST_SHUFFLE:
-        return nn.Sequential(nn.Conv3d(channels, outputs, 1), _PixelShuffle(stride))
+        return nn.Sequential(_PointConv(channels, outputs), _PixelShuffle(stride))
     doublings = round(math.log2(stride))
     if 2**doublings != stride:
         raise SettingsError(

@@ -216,3 +216,12 @@ class Gains:
 
     def __call__(self, engine: Any) -> None:
         self.gains.append(engine.state.metrics["recon_gain"])
+
+
+def test_point_convolution_is_a_convolution() -> None:
+    torch.manual_seed(0)
+    ours = predictor_module._PointConv(5, 7)
+    theirs = nn.Conv3d(5, 7, 1)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, 3, 4, 2)
+    torch.testing.assert_close(ours(x), theirs(x))
