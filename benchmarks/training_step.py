@@ -168,19 +168,20 @@ def measure(bundle: str, options: argparse.Namespace) -> dict[str, Any]:
                 seconds[name].append(taken)
     flops = {}
     for name, variant in variants.items():
-        with FlopCounterMode(display=False, custom_mapping=attention_on_the_cpu()) as counter:
+        with FlopCounterMode(display=False, custom_mapping=formulas_for_the_cpu()) as counter:
             variant.step()
         flops[name] = counter.get_total_flops()
     return {"seconds": seconds, "flops": flops, "torch": torch.__version__}
 
 
-def attention_on_the_cpu() -> dict[Any, Any]:
-    """Formulas that PyTorch's counter lacks, from shapes (batch, heads, tokens, channels)."""
+def formulas_for_the_cpu() -> dict[Any, Any]:
+    """Formulas that PyTorch's counter lacks, from the shapes of arguments and result."""
     import torch
-    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+    from torch.utils.flop_counter import conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
     aten = torch.ops.aten
     return {
+        aten.mkldnn_convolution: lambda x, w, *_, out_shape, **__: conv_flop_count(x, w, out_shape),
         aten._scaled_dot_product_flash_attention_for_cpu: (
             lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
         ),

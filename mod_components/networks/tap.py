@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mod_components.errors import SettingsError
 from mod_components.networks.attention import fast_attention
-from mod_components.networks.patches import patches_as_products
+from mod_components.networks.convolutions import fast_convolutions
 
 __all__ = ["Tap", "plain_module"]
 
@@ -45,13 +45,13 @@ def side_pass(network: nn.Module) -> Iterator[None]:
     """Run a network beside its own training: quicker, and without a mark left on it.
 
     Batch norm layers use a batch's statistics without adding them to their running ones; attention
-    and patches are computed as :func:`~mod_components.networks.attention.fast_attention` and
-    :func:`~mod_components.networks.patches.patches_as_products` do.
+    and convolutions are computed as :func:`~mod_components.networks.attention.fast_attention` and
+    :func:`~mod_components.networks.convolutions.fast_convolutions` do.
 
     Args:
         network: the network, not wrapped.
     """
-    with batch_statistics_kept(network), fast_attention(network), patches_as_products(network):
+    with batch_statistics_kept(network), fast_attention(network), fast_convolutions(network):
         yield
 
 
