@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import monai
 import numpy as np
@@ -47,7 +47,15 @@ _STALE_SECONDS = 3600
 _SAFE: list[Any] = [MetaTensor, MetaObj, MetaKeys, SpaceKeys, TraceKeys, type(Path())]
 _SAFE += [np.zeros(0).__reduce__()[0], np.float64(0).__reduce__()[0], np.ndarray, np.dtype]
 _SAFE += [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
-torch.serialization.add_safe_globals(_SAFE)
+
+
+def _load(file: IO[bytes]) -> Any:
+    """Read an entry; what its classes may be is declared for this call alone, where torch can."""
+    if not hasattr(torch.serialization, "safe_globals"):
+        torch.serialization.add_safe_globals(_SAFE)
+        return torch.load(file, weights_only=True)
+    with torch.serialization.safe_globals(_SAFE):
+        return torch.load(file, weights_only=True)
 
 
 class CachedCases(CacheDataset):
@@ -170,7 +178,7 @@ class KeptCases:
             raise self._unusable("read", error) from error
         try:
             with file:
-                entry = torch.load(file, weights_only=True)
+                entry = _load(file)
             return entry["item"] if entry["stamps"] == stamps else None
         except Exception as error:  # damaged bytes can lead to any
             why = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
@@ -185,7 +193,7 @@ class KeptCases:
             file = io.BytesIO()
             torch.save(entry, file)
             file.seek(0)
-            torch.load(file, weights_only=True)
+            _load(file)
         except Exception as error:  # pickle has many
             named = re.search(r"GLOBAL (\S+)", str(error))
             why = named[1] if named else str(error).partition("\n")[0]

@@ -35,7 +35,7 @@ from mod_components.data import (
     RandShiftForegroundd,
     find_cases,
 )
-from mod_components.data.cache import _SAFE, KeptCases, _tell_of_caches
+from mod_components.data.cache import KeptCases, _tell_of_caches
 from mod_components.data.unlabelled import add_unlabelled
 from mod_components.errors import DataError
 from tests.data.folders import OLD, SHAPE, label_map, write_volume
@@ -268,9 +268,9 @@ def test_entries_are_read_with_older_libraries(
     declared = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
-        torch.serialization.add_safe_globals(_SAFE)
         _ = CachedCases(cases, chain(), cache_dir=tmp_path)[0]
     finally:
+        torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(declared)
     assert "damaged" not in caplog.text
     assert entries(first) == before

@@ -63,7 +63,8 @@ def test_tap_gives_the_tokens_after_the_last_norm() -> None:
     feature = Tap("vit")(network, x)
     tokens = network.vit.norm(network.vit(x)[1][-1])
     assert feature.shape == (2, 24, 2, 2, 3)
-    torch.testing.assert_close(feature.flatten(2).transpose(1, 2), tokens)
+    # fast attention and patches differ by rounding
+    torch.testing.assert_close(feature.flatten(2).transpose(1, 2), tokens, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(30, 32, 32), (32, 32), (0, 16, 16)])
