@@ -138,7 +138,8 @@ def test_the_examples_of_the_how_to(
     )
     here, there = label_map_here(runs[name], name, case), np.load(tmp_path / "map.npz")
     assert len(np.unique(here)) > 1
-    np.testing.assert_array_equal(there["voxels"], here)
+    # a voxel whose probability is 0.5 but for rounding may fall either way in another process
+    assert np.mean(there["voxels"] != np.asarray(here)) < 1e-5
     np.testing.assert_array_equal(there["affine"], here.affine)
 
 
