@@ -127,7 +127,7 @@ def make_literal(mod: dict[str, Any]) -> None:
 
     class WholePass(Tap):
         def __call__(self, network: Any, x: Tensor) -> Tensor:
-            from mod_components.networks.tap import batch_statistics_kept
+            from mod_components.networks.side_pass import batch_statistics_kept
 
             with self.listening(network) as heard, batch_statistics_kept(network):
                 network(x)

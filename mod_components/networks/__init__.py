@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mod_components.networks.prepare import compile_all, is_compiled, prepare_network
 from mod_components.networks.segmamba import SegMamba
-from mod_components.networks.tap import Tap, parts, plain_module
+from mod_components.networks.side_pass import parts
+from mod_components.networks.tap import Tap, plain_module
 from mod_components.networks.unetr import ShallowUNETR
 from mod_components.networks.unetr_pp import UNETRPP
 from mod_components.networks.unused import freeze_unused, unused_parameters, without_values

@@ -17,10 +17,11 @@ from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets.swin_unetr import WindowAttention
 from torch import Tensor, nn
 
+from mod_components.networks.overrides import attributes_set
+
 __all__ = ["fast_attention"]
 
 KEPT = "_fast_forward"
-_ABSENT = object()
 # scores that a backward pass holds at a time: what a processor's cache holds, or a GPU is busy with
 _SCORES = {"cpu": 2**22, "cuda": 2**26}
 
@@ -39,29 +40,20 @@ def fast_attention(network: nn.Module) -> Iterator[None]:
     Args:
         network: the network to run inside the context.
     """
-    changed: list[tuple[nn.Module, str, Any]] = []
-
-    def set_to(module: nn.Module, name: str, value: Any) -> None:
-        changed.append((module, name, module.__dict__.get(name, _ABSENT)))
-        module.__dict__[name] = value
-
-    try:
-        for module in network.modules():
-            if isinstance(module, SABlock) and _can_be_fused(module):
-                set_to(module, "use_flash_attention", True)
-                # MONAI hands its rate on in eval mode too
-                set_to(module, "dropout_rate", 0.0)
-            elif isinstance(module, WindowAttention) and not _drops(module.attn_drop):
-                # kept for good: torch.compile compiles anew for each new function
-                forward = module.__dict__.setdefault(KEPT, partial(_window_attention, module))
-                set_to(module, "forward", forward)
+    with attributes_set(_changes(network)):
         yield
-    finally:
-        for module, name, value in reversed(changed):
-            if value is _ABSENT:
-                del module.__dict__[name]
-            else:
-                module.__dict__[name] = value
+
+
+def _changes(network: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    for module in network.modules():
+        if isinstance(module, SABlock) and _can_be_fused(module):
+            yield module, "use_flash_attention", True
+            # MONAI hands its rate on in eval mode too
+            yield module, "dropout_rate", 0.0
+        elif isinstance(module, WindowAttention) and not _drops(module.attn_drop):
+            # kept for good: torch.compile compiles anew for each new function
+            forward = module.__dict__.setdefault(KEPT, partial(_window_attention, module))
+            yield module, "forward", forward
 
 
 def _can_be_fused(block: SABlock) -> bool:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mod_components.networks.overrides import attributes_set
+
 __all__ = ["fast_convolutions"]
 
 SMALLEST_PATCH = 8**3  # voxels from which a matrix product is quicker than the convolution
@@ -31,18 +33,13 @@ def fast_convolutions(network: nn.Module) -> Iterator[None]:
     Args:
         network: the network to run inside the context.
     """
-    changed = [
+    layers = [
         module
         for module in network.modules()
         if type(module) is nn.Conv3d and _is_plain(module) and "forward" not in module.__dict__
     ]
-    for module in changed:
-        module.__dict__["forward"] = partial(_convolve, module)
-    try:
+    with attributes_set((layer, "forward", partial(_convolve, layer)) for layer in layers):
         yield
-    finally:
-        for module in changed:
-            del module.__dict__["forward"]
 
 
 def _is_plain(layer: nn.Conv3d) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from mod_components.networks.tap import parts
+from mod_components.networks.side_pass import parts
 
 __all__ = ["compile_all", "is_compiled", "prepare_network"]
 

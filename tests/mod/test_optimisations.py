@@ -23,8 +23,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from mod_components.mod import Attach, DensePredictor, EMATeacher, MaskedViews, OnlineTokenizer
 from mod_components.mod.teacher import ema_update
 from mod_components.networks import Tap, prepare_network
-from mod_components.networks import tap as tap_module
-from mod_components.networks.tap import as_feature_map, batch_statistics_kept
+from mod_components.networks import side_pass as side_pass_module
+from mod_components.networks.side_pass import batch_statistics_kept
+from mod_components.networks.tap import as_feature_map
 from mod_components.release import backbones
 from tests.backbones import BACKBONES, build_network
 
@@ -132,13 +133,31 @@ QUICK = ("swinunetr", "unetrpp", "segmamba")
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in BACKBONES]
 )
 def test_passes_that_stop_at_the_tap(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tap_module, "fast_attention", lambda _network: contextlib.nullcontext())
+    leave_out(monkeypatch, "fast_attention", "fast_convolutions")
     assert_same(first_gradients(name, copy.deepcopy(start(name))), literal(name))
+
+
+def leave_out(monkeypatch: pytest.MonkeyPatch, *contexts: str) -> None:
+    for name in contexts:
+        monkeypatch.setattr(side_pass_module, name, lambda _network: contextlib.nullcontext())
 
 
 @pytest.mark.parametrize("name", ["swinunetr", "unetr"])
-def test_fast_attention(name: str) -> None:
+def test_fast_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out(monkeypatch, "fast_convolutions")
     assert_same(first_gradients(name, copy.deepcopy(start(name))), literal(name))
+
+
+@pytest.mark.parametrize(("name", "views"), [("unetr", "two"), ("unetrpp", "one")])
+def test_fast_convolutions(name: str, views: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_out(monkeypatch, "fast_attention")
+    found = first_gradients(name, copy.deepcopy(start(name)), views=views)
+    if views == "two":
+        expected = literal(name)
+    else:  # a single image takes a kernel of its own
+        leave_out(monkeypatch, "fast_convolutions")
+        expected = first_gradients(name, copy.deepcopy(start(name)), views=views)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("name", ["swinunetr", "unetr", "unetrpp", "segmamba"])

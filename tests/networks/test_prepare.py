@@ -12,7 +12,7 @@ from monai.networks.nets.swin_unetr import SwinTransformerBlock
 from torch import nn
 
 from mod_components.networks import Tap, prepare_network
-from mod_components.networks.tap import parts, side_pass
+from mod_components.networks.side_pass import parts, side_pass
 from tests.backbones import BACKBONES, build_network
 from tests.toys import ToyNetwork
 
