@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,11 +17,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common import GIB, ROOT, peak_bytes, processor
+
 if TYPE_CHECKING:  # the parent never loads torch
     from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-GIB = 2**30
 PLAIN = {"crop_to_brain": True, "sw_batch_size": 1, "amp": False}
 # what a variant's label map is compared with, and its settings
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -144,15 +143,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
     """Peak memory in bytes of this process, which segments one case in one way."""
-    import torch
 
     prepare(options)
     variant = Variant(options.variants[0], options)
     variant.segment((options.cases or list(variant.cases))[0])
-    if torch.device(options.device).type == "cuda":
-        return {"bytes": torch.cuda.max_memory_allocated()}
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return {"bytes": 1024 * next(int(x.split()[1]) for x in lines if x.startswith("VmHWM"))}
+    return {"bytes": peak_bytes(options.device)}
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -214,7 +209,7 @@ def main() -> int:
             + " ".join(f"{score:.4f}" for score in row["dice"])
         )
     print("\n" + NOTE.format(**vars(options), torch=result["torch"]))
-    print(platform.processor() or platform.machine())
+    print(processor())
     return 0
 
 

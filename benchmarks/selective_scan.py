@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from common import processor
 
 if TYPE_CHECKING:  # the parent never loads torch: a child's peak RSS starts from its parent's
     from torch import Tensor
@@ -122,14 +123,6 @@ def measure_apart(method: str, length: int, options: argparse.Namespace) -> dict
         print(f"{method} at {length:,}: {lines[-1]}", flush=True)
         return None
     return json.loads(result.stdout.splitlines()[-1])
-
-
-def processor() -> str:
-    """The processor's name."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
 def available_bytes() -> int:

@@ -13,16 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import ROOT
+
 # what is timed: parts of the config
 STAGES = {
     "read data folder, check cases": "data",
     "data sets and loader": "train#dataloader",
     "build network": "network_def",
     "find unused parameters": "network",
-    "MOD (a pass of the encoder)": "mod",
+    "MOD": "mod",
     "optimizer": "optimizer",
     "validation": "validate#evaluator",
     "trainer, handlers": "train#trainer",

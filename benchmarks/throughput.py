@@ -9,16 +9,15 @@ before anything is measured.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import ROOT, setting
+
 # cache: cache_rate, whether cases are kept on disk
 CACHES = {"none": (0.0, False), "disk, empty": (0.0, True), "disk, full": (0.0, True)}
 CACHES["memory"] = (1.0, False)
@@ -76,15 +75,6 @@ def measure(cache: str, workers: int, folder: str, options: argparse.Namespace) 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: note(stepping))
     trainer.run()
     return {"set_up": set_up, "wait": sum(waiting), "step": sum(stepping), "steps": len(stepping)}
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """Read KEY=VALUE of a bundle's setting, the value as JSON or else as text."""
-    key, _, value = text.partition("=")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 def main() -> int:

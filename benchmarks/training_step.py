@@ -11,21 +11,19 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from common import GIB, ROOT, peak_bytes, processor, setting
 
 if TYPE_CHECKING:  # the parent never loads torch
     from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-GIB = 2**30
 # settings of the bundle that make a variant
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"use_mod": False},
@@ -193,16 +191,12 @@ def formulas_for_the_cpu() -> dict[Any, Any]:
 
 def measure_memory(bundle: str, options: argparse.Namespace) -> dict[str, Any]:
     """Peak memory in bytes of two steps of one variant, in this process."""
-    import torch
 
     prepare(options)
     variant = Variant(bundle, options.variants[0], options)
     for _ in range(2):
         variant.step()
-    if torch.device(options.device).type == "cuda":
-        return {"bytes": torch.cuda.max_memory_allocated()}
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return {"bytes": 1024 * next(int(x.split()[1]) for x in lines if x.startswith("VmHWM"))}
+    return {"bytes": peak_bytes(options.device)}
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -254,15 +248,6 @@ def benchmark(bundle: str, options: argparse.Namespace) -> str:
     return str(result["torch"])
 
 
-def setting(text: str) -> tuple[str, Any]:
-    """Read KEY=VALUE of a bundle's setting, the value as JSON or else as text."""
-    key, _, value = text.partition("=")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
-
-
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -290,7 +275,7 @@ def main() -> int:
     torch = [benchmark(bundle, options) for bundle in options.bundles]
     memory = "allocated on the GPU" if options.device != "cpu" else "resident, libraries included"
     facts = {**vars(options), "torch": torch[-1], "memory": memory}
-    print("\n" + HEADER.format(**facts) + f"\n{platform.processor() or platform.machine()}")
+    print("\n" + HEADER.format(**facts) + f"\n{processor()}")
     return 0 if all(torch) else 1
 
 

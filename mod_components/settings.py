@@ -6,6 +6,7 @@ import glob
 import inspect
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ __all__ = [
     "listed_cases",
     "loads_weights",
     "network_record",
+    "number",
     "trained_settings",
+    "whole_number",
 ]
 
 logger = logging.getLogger("mod_components.settings")
@@ -45,6 +48,38 @@ def flag(value: bool | int | str | None) -> bool:
     if word in ("false", "no", "off", "0", "none", ""):
         return False
     raise SettingsError(f"expected true or false, got {value!r}.")
+
+
+def number(name: str, value: Any, least: float = 0) -> float:
+    """Read a setting that is a finite number.
+
+    Args:
+        name: the setting, for the message.
+        value: a number, or text that says one.
+        least: the smallest that it may be.
+
+    Raises:
+        SettingsError: for anything else.
+    """
+    found = _float(value)
+    if not least <= found < math.inf:
+        raise SettingsError(f"{name} must be a number from {least:g}, got {value!r}.")
+    return found
+
+
+def whole_number(name: str, value: Any, least: int = 0) -> int:
+    """Read a setting that is a whole number; see :func:`number`."""
+    found = _float(value)
+    if not least <= found < math.inf or found != int(found):
+        raise SettingsError(f"{name} must be a whole number from {least}, got {value!r}.")
+    return int(found)
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def checkpoint_list(checkpoint: str | os.PathLike[str] | Sequence[str]) -> list[str]:

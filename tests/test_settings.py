@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mod_components.errors import CheckpointError
-from mod_components.settings import checkpoint_list, flag, network_record
+from mod_components.errors import CheckpointError, SettingsError
+from mod_components.settings import checkpoint_list, flag, network_record, number, whole_number
 
 
 @pytest.mark.parametrize("value", [True, 1, "true", "True", " TRUE ", "yes", "on", "1"])
@@ -54,3 +56,22 @@ def test_no_checkpoint_is_told(value: str | list[str], message: str) -> None:
 
 def test_outside_of_a_config_there_is_no_record_of_a_network() -> None:
     assert network_record(object()) == {}
+
+
+@pytest.mark.parametrize(("value", "expected"), [(3, 3), ("3", 3), (3.0, 3), ("1e3", 1000)])
+def test_whole_numbers_may_come_as_text(value: Any, expected: int) -> None:
+    found = whole_number("every", value, 1)
+    assert found == expected
+    assert type(found) is int
+
+
+@pytest.mark.parametrize("value", ["two", None, 0, 1.5, "nan", math.inf, [1]])
+def test_what_is_no_whole_number_is_told(value: Any) -> None:
+    with pytest.raises(SettingsError, match="every must be a whole number from 1, got"):
+        whole_number("every", value, 1)
+
+
+def test_numbers_from_a_least_one() -> None:
+    assert number("clip_norm", "0.5") == 0.5
+    with pytest.raises(SettingsError, match="clip_norm must be a number from 0, got -1"):
+        number("clip_norm", -1)

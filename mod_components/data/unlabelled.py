@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from mod_components.data.cache import CachedCases
 from mod_components.data.transforms import LabelsToRegionsd, ReorderChannelsd
 from mod_components.errors import SettingsError
+from mod_components.settings import whole_number
 
 __all__ = ["UNLABELLED", "UNLABELLED_KEY", "WithUnlabelled", "add_unlabelled", "image_transform"]
 
@@ -40,13 +41,12 @@ class WithUnlabelled(Dataset):
         ratio: unlabelled crops that come with each labelled one.
 
     Raises:
-        SettingsError: if ``ratio`` is below 1.
+        SettingsError: if ``ratio`` is no whole number from 1.
     """
 
-    def __init__(self, labelled: Dataset, unlabelled: Dataset, ratio: int = 1) -> None:
-        if ratio < 1:
-            raise SettingsError(f"unlabelled_ratio must be at least 1, got {ratio}.")
-        self.labelled, self.unlabelled, self.ratio = labelled, unlabelled, ratio
+    def __init__(self, labelled: Dataset, unlabelled: Dataset, ratio: int | str = 1) -> None:
+        self.labelled, self.unlabelled = labelled, unlabelled
+        self.ratio = whole_number("unlabelled_ratio", ratio, 1)
         self.choice = _Choice()  # found and seeded by MONAI's set_rnd, as the transforms are
 
     def __len__(self) -> int:
@@ -104,13 +104,9 @@ def add_unlabelled(
     """
     if not cases:
         return dataset
-    try:
-        whole = int(str(ratio))
-    except ValueError:
-        raise SettingsError(f"unlabelled_ratio must be a whole number, got {ratio!r}.") from None
     transform = image_transform(dataset.transform, channel_order)
     unlabelled = CachedCases(list(cases), transform, cache_rate, cache_dir)
-    return WithUnlabelled(dataset, unlabelled, whole)
+    return WithUnlabelled(dataset, unlabelled, ratio)
 
 
 def image_transform(transform: Compose, channel_order: Sequence[int]) -> Compose:

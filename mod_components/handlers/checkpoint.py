@@ -22,7 +22,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from torch import nn
 
 import mod_components
-from mod_components.errors import CheckpointError, SettingsError, TrainingError
+from mod_components.errors import CheckpointError, TrainingError
 from mod_components.files import (
     DATALIST,
     POSTPROCESSING,
@@ -33,7 +33,7 @@ from mod_components.files import (
 from mod_components.handlers.weights import check_fit, first_not_finite, read_checkpoint
 from mod_components.networks import plain_module
 from mod_components.process import launch
-from mod_components.settings import flag
+from mod_components.settings import flag, whole_number
 
 __all__ = ["Checkpoint"]
 
@@ -91,12 +91,7 @@ class Checkpoint:
         resume_from: str | os.PathLike[str] | None = None,
         keep_last: int | str = 1,
     ) -> None:
-        try:
-            self.keep_last = int(keep_last)
-        except (TypeError, ValueError):
-            self.keep_last = 0
-        if self.keep_last < 1:
-            raise SettingsError(f"keep_last must be a whole number from 1, got {keep_last!r}.")
+        self.keep_last = whole_number("keep_last", keep_last, 1)
         self.folder = Path(ckpt_dir)
         self.network = network
         self.objects = dict(objects)

@@ -16,9 +16,10 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from mod_components.errors import SettingsError, TrainingError
+from mod_components.errors import TrainingError
 from mod_components.handlers.cases import all_processes
 from mod_components.handlers.logs import loss_tensors
+from mod_components.settings import number, whole_number
 
 __all__ = ["Guard"]
 
@@ -60,8 +61,8 @@ class Guard:
     """
 
     def __init__(self, max_bad_steps: int = 10, clip_norm: float | None = None) -> None:
-        self.max_bad_steps = int(_number("max_bad_steps", max_bad_steps))
-        self.clip_norm = _number("clip_norm", clip_norm or 0)
+        self.max_bad_steps = whole_number("max_bad_steps", max_bad_steps)
+        self.clip_norm = number("clip_norm", clip_norm or 0)
         self.bad_steps: list[str] = []
         self._optimizer: Any = None
         self._statistics: list[Tensor] = []
@@ -181,17 +182,6 @@ class _NoStep:
 
     def step(self) -> None:
         pass
-
-
-def _number(name: str, value: Any) -> float:
-    """A setting that may come as any word from a command line."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise SettingsError(f"{name} must be a number from 0, got {value!r}.")
-    return number
 
 
 def _scaler(engine: SupervisedTrainer) -> Any:

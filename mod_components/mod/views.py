@@ -20,6 +20,7 @@ from mod_components.errors import SettingsError
 from mod_components.mod.masking import cells_to_voxels, draw_masks, voxels_to_tokens
 from mod_components.mod.step import MODHandler, MODStep, as_plain_tensor, sample_keys
 from mod_components.networks import Tap, plain_module, without_values
+from mod_components.settings import whole_number
 
 __all__ = ["MaskedViews", "intensity_view"]
 
@@ -176,10 +177,8 @@ class MaskedViews(MODHandler):
             raise SettingsError(f"fill must be 'learnable' or 'zero', got {fill!r}.")
         if views not in ("two", "one"):
             raise SettingsError(f"views must be 'two' or 'one', got {views!r}.")
-        if str(every) != str(steps := _whole_number(every)) or steps < 1:
-            raise SettingsError(f"every must be a whole number from 1, got {every!r}.")
         self.refer(network=network, tap=Tap(tap, layer_norm, use_checkpoint))
-        self.views, self.every = views, steps
+        self.views, self.every = views, whole_number("every", every, 1)
         self.refer(_listening=ExitStack(), _heard=[])
         self.mask_ratio, self.mask_cell, self.mask = mask_ratio, mask_cell, mask
         self.seed = seed
@@ -277,13 +276,6 @@ def _unlabelled(engine: SupervisedTrainer, x: Tensor) -> tuple[Tensor, list[int]
         keys.append(zlib.crc32(b"unlabelled%d" % before[key], key))
         before[key] += 1
     return crops, keys
-
-
-def _whole_number(value: int | str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        return 0
 
 
 def _stride(roi_size: Sequence[int], grid: Sequence[int]) -> int:

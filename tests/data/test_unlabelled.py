@@ -121,7 +121,9 @@ def test_unlabelled_cases_of_another_layout_get_their_own_channel_order(
 
 def test_a_ratio_below_one_is_told(tmp_path: Path) -> None:
     dataset = labelled(tmp_path)
-    with pytest.raises(SettingsError, match="unlabelled_ratio must be at least 1, got 0"):
+    with pytest.raises(
+        SettingsError, match="unlabelled_ratio must be a whole number from 1, got 0"
+    ):
         WithUnlabelled(dataset, dataset, 0)
 
 

@@ -20,10 +20,13 @@ def test_values_are_put_back_in_reverse_also_after_an_error() -> None:
         yield layer, "forward", lambda x: x + 1
         yield layer, "p", 0.2
 
-    with pytest.raises(RuntimeError, match="stop"), attributes_set(changes()):
+    def fail() -> None:
         assert layer.p == 0.2
         assert layer(1) == 2  # PyTorch calls what stands there
         raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"), attributes_set(changes()):
+        fail()
     assert vars(layer) == before
 
 
