@@ -8,6 +8,13 @@ from typing import Any
 from monai.bundle import ConfigParser
 from torch import nn
 
+from mod_components.mod import (
+    DensePredictor,
+    EMATeacher,
+    MaskedViews,
+    MODHandler,
+    OnlineTokenizer,
+)
 from mod_components.release import backbones
 
 BACKBONES = tuple(backbones())
@@ -31,3 +38,19 @@ def build_network(name: str, roi_size: Sequence[int], small: bool = True) -> nn.
     network = ConfigParser(config).get_parsed_content("network_def")
     assert isinstance(network, nn.Module)
     return network
+
+
+def build_mod(
+    name: str, network: nn.Module, roi_size: Sequence[int], **views: Any
+) -> dict[str, MODHandler]:
+    """All of MOD as a backbone's row defines it, at full weight from the first step."""
+    row = backbones()[name]
+    cell = {"mask_cell": row["mask_cell"], "layer_norm": row["tap_layer_norm"]}
+    masked = MaskedViews(network, row["tap"], roi_size, **cell, **views)
+    teacher = EMATeacher(masked)
+    return {
+        "views": masked,
+        "teacher": teacher,
+        "tokenizer": OnlineTokenizer(teacher, warmup_epochs=0),
+        "predictor": DensePredictor(masked, warmup_epochs=0),
+    }

@@ -15,13 +15,11 @@ from torch import nn
 from mod_components.mod import (
     Attach,
     DensePredictor,
-    EMATeacher,
     MaskedViews,
-    OnlineTokenizer,
     parameter_groups,
 )
 from mod_components.release import backbones
-from tests.backbones import BACKBONES, build_network
+from tests.backbones import BACKBONES, build_mod, build_network
 
 ROI = (64, 64, 64)
 # channels of the tap at the published sizes and its stride, as the paper's table has them
@@ -33,21 +31,6 @@ TAPS = {
     "swinunetrv2": (384, 16),
     "segmamba": (384, 16),
 }
-
-
-def components(network: nn.Module, name: str) -> dict[str, Any]:
-    row = backbones()[name]
-    views = MaskedViews(
-        network,
-        row["tap"],
-        ROI,
-        layer_norm=row["tap_layer_norm"],
-        mask_cell=row["mask_cell"],
-    )
-    teacher = EMATeacher(views)
-    tokenizer = OnlineTokenizer(teacher, warmup_epochs=0)
-    predictor = DensePredictor(views, warmup_epochs=0)
-    return {"views": views, "teacher": teacher, "tokenizer": tokenizer, "predictor": predictor}
 
 
 def one_step(network: nn.Module, mod: dict[str, Any]) -> SupervisedTrainer:
@@ -89,7 +72,7 @@ def test_published_tap(name: str) -> None:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_one_step_with_all_of_mod(name: str) -> None:
     network = build_network(name, ROI)
-    mod = components(network, name)
+    mod = build_mod(name, network, ROI)
     trainer = one_step(network, mod)
     for term in ("loss_seg", "loss_token", "loss_class", "loss_recon"):
         assert torch.isfinite(torch.as_tensor(trainer.state.output[term])), term
@@ -105,7 +88,7 @@ def test_norm_layers_see_the_clean_batch_alone(name: str) -> None:
     plain = build_network(name, ROI)
     network = copy.deepcopy(plain)
     one_step(plain, {})
-    one_step(network, components(network, name))
+    one_step(network, build_mod(name, network, ROI))
     expected = dict(plain.named_buffers())
     for key, value in network.named_buffers():
         assert torch.equal(value, expected[key]), key

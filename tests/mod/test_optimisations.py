@@ -20,14 +20,14 @@ from monai.losses import DiceFocalLoss
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from mod_components.mod import Attach, DensePredictor, EMATeacher, MaskedViews, OnlineTokenizer
+from mod_components.mod import Attach, MaskedViews
 from mod_components.mod.teacher import ema_update
 from mod_components.networks import Tap, prepare_network
 from mod_components.networks import side_pass as side_pass_module
 from mod_components.networks.side_pass import batch_statistics_kept
 from mod_components.networks.tap import as_feature_map
 from mod_components.release import backbones
-from tests.backbones import BACKBONES, build_network
+from tests.backbones import BACKBONES, build_mod, build_network
 
 ROI = (64, 64, 64)
 
@@ -54,21 +54,12 @@ def first_gradients(
     """Gradients of everything that is trained, after the first backward pass."""
     row = backbones()[name]
     torch.manual_seed(2)  # of the heads and the predictor
-    views = MaskedViews(
-        network,
-        row["tap"],
-        ROI,
-        layer_norm=row["tap_layer_norm"],
-        mask_cell=row["mask_cell"],
-        **settings,
-    )
+    mod = build_mod(name, network, ROI, **settings)
     if literal:
+        views = mod["views"]
+        assert isinstance(views, MaskedViews)
         views.refer(tap=WholePass(row["tap"], row["tap_layer_norm"]))
         views.encoder_modules = {key for key, _ in network.named_modules()}
-    teacher = EMATeacher(views)
-    mod: dict[str, Any] = {"views": views, "teacher": teacher}
-    mod["tokenizer"] = OnlineTokenizer(teacher, warmup_epochs=0)
-    mod["predictor"] = DensePredictor(views, warmup_epochs=0)
     generator = torch.Generator().manual_seed(5)
     batch = {
         "case": ["a"],

@@ -9,8 +9,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.flop_counter import FlopCounterMode
 
 from mod_components.networks import freeze_unused
-from tests.backbones import BACKBONES, build_network
-from tests.mod.test_backbones import ROI, components, one_step
+from tests.backbones import BACKBONES, build_mod, build_network
+from tests.mod.test_backbones import ROI, one_step
 
 HOOKS = (
     "_forward_hooks",
@@ -52,7 +52,7 @@ def logits_and_flops(network: nn.Module, image: Tensor) -> tuple[Tensor, dict[st
 def test_a_trained_network_costs_what_the_plain_one_costs(name: str) -> None:
     trained = freeze_unused(build_network(name, ROI), ROI)
     before = {key: value.clone() for key, value in trained.state_dict().items()}
-    one_step(trained, components(trained, name))
+    one_step(trained, build_mod(name, trained, ROI))
     assert any((before[key] != value).any() for key, value in trained.state_dict().items())
 
     torch.manual_seed(7)  # other weights than those that were trained
