@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from monai.bundle import ConfigParser
 from torch import nn
 
@@ -18,6 +19,12 @@ from mod_components.mod import (
 from mod_components.release import backbones
 
 BACKBONES = tuple(backbones())
+
+
+def two_quick(quick: Sequence[str] = ("swinunetr", "unetrpp")) -> list[Any]:
+    """All backbones for ``parametrize``, of which CI takes two that differ in all that matters."""
+    slow = pytest.mark.slow
+    return [name if name in quick else pytest.param(name, marks=slow) for name in BACKBONES]
 
 
 def small_settings(name: str) -> dict[str, Any]:

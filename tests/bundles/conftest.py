@@ -19,7 +19,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # what CI does for one of MONAI's networks and one of ours alone; for the others it is slow
-OF_TWO = ("test_two_processes_train", "test_baseline_trains", "test_resume")
+OF_TWO = (
+    "test_two_processes_train",
+    "test_baseline_trains",
+    "test_resume",
+    "test_the_examples_of_the_how_to",
+)
 TWO = ("swinunetr", "segmamba")
 
 
@@ -27,7 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep CI short."""
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {})
-        if getattr(item, "originalname", "") in OF_TWO and values.get("backbone") not in TWO:
+        backbone = values.get("backbone") or values.get("name", "").removesuffix("_mod")
+        if getattr(item, "originalname", "") in OF_TWO and backbone not in TWO:
             item.add_marker(pytest.mark.slow)
 
 

@@ -43,6 +43,7 @@ dist.all_reduce(torch.ones(1), group=group)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
 def test_the_message_of_a_lost_process(sent: signal.Signals, tmp_path: Path) -> None:
     processes = [

@@ -27,7 +27,7 @@ from mod_components.networks import side_pass as side_pass_module
 from mod_components.networks.side_pass import batch_statistics_kept
 from mod_components.networks.tap import as_feature_map
 from mod_components.release import backbones
-from tests.backbones import BACKBONES, build_mod, build_network
+from tests.backbones import build_mod, build_network, two_quick
 
 ROI = (64, 64, 64)
 
@@ -116,13 +116,7 @@ def literal(name: str) -> dict[str, Tensor]:
     return first_gradients(name, copy.deepcopy(start(name)), literal=True)
 
 
-# what holds for these holds for the others, which take the same layers
-QUICK = ("swinunetr", "unetrpp", "segmamba")
-
-
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in BACKBONES]
-)
+@pytest.mark.parametrize("name", two_quick())
 def test_passes_that_stop_at_the_tap(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_out(monkeypatch, "fast_attention", "fast_convolutions")
     assert_same(first_gradients(name, copy.deepcopy(start(name))), literal(name))
@@ -151,7 +145,7 @@ def test_fast_convolutions(name: str, views: str, monkeypatch: pytest.MonkeyPatc
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("name", ["swinunetr", "unetr", "unetrpp", "segmamba"])
+@pytest.mark.parametrize("name", two_quick())
 def test_checkpointed_taps(name: str) -> None:
     network = copy.deepcopy(start(name))
     buffers = {key: value.clone() for key, value in network.named_buffers()}

@@ -9,7 +9,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.flop_counter import FlopCounterMode
 
 from mod_components.networks import freeze_unused
-from tests.backbones import BACKBONES, build_mod, build_network
+from tests.backbones import build_mod, build_network, two_quick
 from tests.mod.test_backbones import ROI, one_step
 
 HOOKS = (
@@ -48,7 +48,7 @@ def logits_and_flops(network: nn.Module, image: Tensor) -> tuple[Tensor, dict[st
     return logits, flops
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", two_quick())
 def test_a_trained_network_costs_what_the_plain_one_costs(name: str) -> None:
     trained = freeze_unused(build_network(name, ROI), ROI)
     before = {key: value.clone() for key, value in trained.state_dict().items()}

@@ -13,7 +13,7 @@ from torch import nn
 
 from mod_components.networks import Tap, prepare_network
 from mod_components.networks.side_pass import parts, side_pass
-from tests.backbones import BACKBONES, build_network
+from tests.backbones import build_network, two_quick
 from tests.toys import ToyNetwork
 
 TAPS = {"swinunetr": "swinViT.layers3.0", "unetr": "vit", "segmamba": "encoder.outputs.3"}
@@ -30,7 +30,7 @@ def test_parts_lie_around_the_way_to_the_tap() -> None:
     assert sorted(inside) == sorted(id(p) for p in network.parameters())
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", two_quick())
 def test_channels_last(name: str) -> None:
     network = build_network(name, (64, 64, 64)).eval()
     prepared = prepare_network(copy.deepcopy(network), "", channels_last=True)
