@@ -32,7 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep CI short."""
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {})
-        backbone = values.get("backbone") or values.get("name", "").removesuffix("_mod")
+        # pytest hands the hook every test of the run, with whatever parameters those have
+        backbone = str(values.get("backbone") or values.get("name", "")).removesuffix("_mod")
         if getattr(item, "originalname", "") in OF_TWO and backbone not in TWO:
             item.add_marker(pytest.mark.slow)
 
