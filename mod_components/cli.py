@@ -199,6 +199,62 @@ class Commands:
                 print(f"{name}: {panel}: {curve[0][1]:.4g} at first, {value:.4g} at epoch {epoch}")
         print(output)
 
+    def study(
+        self,
+        plan: str,
+        *,
+        folder: str = "",
+        dataset_dir: str = "",
+        jobs: int | str = 1,
+        cluster: str = "",
+        dry_run: bool | str = False,
+    ) -> None:
+        """Run what a plan asks for and has not run yet.
+
+        Args:
+            plan: a JSON file (docs/how-to/study.md).
+            folder: where the runs lie; by default beside the plan, named as the study is.
+            dataset_dir: folder of the data set, instead of the plan's.
+            jobs: runs at a time on this machine.
+            cluster: parameters of a SLURM job as JSON, such as '{"slurm_partition": "gpu"}': hand
+                each run to SLURM instead (needs submitit).
+            dry_run: list the runs alone.
+        """
+        from mod_components.study import open_study
+
+        parameters = _parameters(cluster)
+        parallel = max(1, _count("jobs", jobs))
+        study = open_study(plan, folder, dataset_dir)
+        pending, total = study.pending(), len(list(study.plan.runs()))
+        print(f"{study.folder}: {total - len(pending)} of {total} runs are finished")
+        if flag(dry_run):
+            print("\n".join(str(run.folder) for run in pending))
+        elif parameters:
+            print("\n".join(f"job {job}" for job in study.submit(parameters)))
+        else:
+            print("\n".join(map(str, study.carry_out(parallel))))
+
+    def report(self, study: str, *, output: str = "") -> None:
+        """Write tables and figures of a study's finished runs.
+
+        Args:
+            study: the study's folder.
+            output: the folder to write into; by default ``report`` in the study's.
+        """
+        from mod_components.study.report import write_report
+
+        print("\n".join(map(str, write_report(study, output))))
+
+
+def _parameters(cluster: str) -> dict[str, object]:
+    try:
+        found = as_json.loads(cluster or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise SettingsError(f'cluster: give JSON such as {{"timeout_min": 600}}, got {cluster!r}.')
+    return found
+
 
 def _behind_a_switch(folder: str, switch: bool | str) -> tuple[str, bool | str]:
     """``--json FOLDER`` reaches Fire as the switch's value: take it as the folder it is."""

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["class_loss", "reconstruction_loss", "teacher_probabilities", "token_loss"]
+__all__ = [
+    "NoSegmentationLoss",
+    "class_loss",
+    "reconstruction_loss",
+    "teacher_probabilities",
+    "token_loss",
+]
 
 
 def teacher_probabilities(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
@@ -79,3 +85,15 @@ def reconstruction_loss(
     error = mask * F.l1_loss(reconstruction.float(), target.float(), reduction="none")
     per_sample = error.flatten(1).sum(1) / (target.shape[1] * mask.flatten(1).sum(1) + eps)  # (B,)
     return torch.mean(per_sample)
+
+
+class NoSegmentationLoss(nn.Module):
+    """In place of the segmentation loss: 0, so that MOD's losses alone teach the encoder.
+
+    For a start without labels, whose weights a training begins with (``--init_from``). Depends on
+    the logits, as several processes wait for the gradients of the decoder.
+    """
+
+    def forward(self, logits: Tensor, _labels: Tensor) -> Tensor:
+        """Return 0 for logits and labels (B, 3, D, H, W)."""
+        return 0 * logits.sum()

@@ -19,7 +19,7 @@ from mod_components.evaluation.results import PER_CASE, read_table
 from mod_components.evaluation.scores import METRICS
 from mod_components.evaluation.summary import bootstrap_intervals, region_values
 
-__all__ = ["Comparison", "Difference", "compare", "read_scores"]
+__all__ = ["Comparison", "Difference", "compare", "holm", "read_scores"]
 
 COMPARED = ("dice", "hd95", "nsd", "lesion_dice")
 
@@ -216,7 +216,7 @@ def _differences(
     change = np.round(b - a, _DECIMALS)
     lows, highs = bootstrap_intervals(change)
     p = [_signed_rank(row[~np.isnan(row)]) for row in change]
-    adjusted = [*_holm(p[: len(REGIONS)]), math.nan]
+    adjusted = [*holm(p[: len(REGIONS)]), math.nan]
     lines = []
     for i, region in enumerate((*REGIONS, "mean")):
         pairs = ~np.isnan(change[i])
@@ -247,7 +247,7 @@ def _signed_rank(change: NDArray[np.float64]) -> float:
     return float(wilcoxon(change).pvalue)
 
 
-def _holm(p: Sequence[float]) -> list[float]:
+def holm(p: Sequence[float]) -> list[float]:
     """p-values adjusted by Holm's step-down method (Scand. J. Statist. 6, 1979).
 
     Those that are nan were not tested: they stay nan and do not count among the tests.

@@ -9,6 +9,7 @@ from mod_components.handlers.logs import TrainingLog, ValidationLog, loss_terms
 from mod_components.handlers.preview import Preview
 from mod_components.handlers.reports import EvaluationReport
 from mod_components.handlers.seeding import Reseed
+from mod_components.handlers.start import start_weights
 from mod_components.handlers.weights import load_weights
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "ValidationLog",
     "load_weights",
     "loss_terms",
+    "start_weights",
 ]

@@ -68,6 +68,8 @@ class Checkpoint:
         resume: continue from ``last.pt`` (true, false or a string saying so).
         resume_from: continue from this state in ``ckpt_dir`` instead: its name, or its path.
         keep_last: of how many epochs, the last one included, the state is kept.
+        init_from: the weights that the run begins with, if they are another run's: what those were
+            trained on is noted too.
         settings: what to note of the run in ``training.json``.
         datalist: the split to write to ``datalist.json``.
         resumable: write ``last.pt``. MONAI Label takes the weights file with the shortest name
@@ -90,6 +92,7 @@ class Checkpoint:
         resumable: bool = True,
         resume_from: str | os.PathLike[str] | None = None,
         keep_last: int | str = 1,
+        init_from: str | os.PathLike[str] = "",
     ) -> None:
         self.keep_last = whole_number("keep_last", keep_last, 1)
         self.folder = Path(ckpt_dir)
@@ -102,7 +105,8 @@ class Checkpoint:
         self.datalist = dict(datalist or {})
         self.resumable = resumable
         pretrained = bool(self.settings.get("pretrained"))
-        self.history = _history(self.folder / REPORT, self.resume) if pretrained else []
+        begun_in = Path(init_from).parent if init_from and not self.resume else self.folder
+        self.history = _history(begun_in / REPORT, self.resume) if pretrained else []
         self._first_save = not self.resume
 
     def attach(self, engine: SupervisedTrainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mod_components.networks.prepare import compile_all, is_compiled, prepare_network
+from mod_components.networks.probe import PointProbe, encoder_modules, freeze
 from mod_components.networks.segmamba import SegMamba
 from mod_components.networks.side_pass import parts
 from mod_components.networks.tap import Tap, plain_module
@@ -13,11 +14,14 @@ from mod_components.networks.vit import ViTSegmenter
 
 __all__ = [
     "UNETRPP",
+    "PointProbe",
     "SegMamba",
     "ShallowUNETR",
     "Tap",
     "ViTSegmenter",
     "compile_all",
+    "encoder_modules",
+    "freeze",
     "freeze_unused",
     "is_compiled",
     "parts",

@@ -1,0 +1,185 @@
+"""A study's runs, one after another or several at a time, here or on a cluster."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mod_components.errors import SettingsError, TrainingError
+from mod_components.files import save_json
+from mod_components.release import backbones, render
+from mod_components.study.data import study_datalist
+from mod_components.study.plan import Plan, Run, read_plan
+from mod_components.study.run import carry_out, is_finished, prepare_run
+
+__all__ = ["Study", "open_study"]
+
+logger = logging.getLogger("mod_components.study")
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plan, the folder of its runs and the cases that they share.
+
+    Attributes:
+        plan: the plan.
+        folder: the study's folder.
+        datalist: the study's cases and folds.
+    """
+
+    plan: Plan
+    folder: Path
+    datalist: Mapping[str, Any]
+
+    def pending(self) -> list[Run]:
+        """Runs that are not finished.
+
+        Raises:
+            SettingsError: if one is finished with other settings than the plan's.
+        """
+        return [run for run in self.plan.runs() if not is_finished(self.plan, run, self.folder)]
+
+    def carry_out(self, jobs: int = 1) -> list[Path]:
+        """Run what has not run yet, on this machine.
+
+        A run that fails does not keep the others from running.
+
+        Args:
+            jobs: runs at a time; the cores are shared out among them.
+
+        Returns:
+            The new ``finished.json`` files.
+
+        Raises:
+            TrainingError: at the end, naming every run that failed.
+        """
+        threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
+        done: list[Path | Exception | None] = []
+        with ThreadPoolExecutor(jobs) as pool:
+            for stage in self.stages():
+                done += pool.map(lambda run: self.attempt(run, threads), stage)
+        if failed := [str(result) for result in done if isinstance(result, Exception)]:
+            raise TrainingError("\n\n".join(failed))
+        return [path for path in done if isinstance(path, Path)]
+
+    def stages(self) -> list[list[Run]]:
+        """Runs that are not finished, in lists: what one begins with stands in a list before."""
+        depths: dict[int, list[Run]] = {}
+        for run in self.pending():
+            depth, source = 0, self.plan.source(run)
+            while source is not None:
+                depth, source = depth + 1, self.plan.source(source)
+            depths.setdefault(depth, []).append(run)
+        return [depths[depth] for depth in sorted(depths)]
+
+    def attempt(self, run: Run, threads: int = 0) -> Path | Exception | None:
+        """Carry out one run; its error where it fails, None where another process is at it."""
+        folder = self.folder / run.folder
+        with _claimed(folder) as ours:
+            if not ours:
+                logger.info("%s is being run by another process", run.folder)
+                return None
+            if is_finished(self.plan, run, self.folder):  # meanwhile, by another process
+                return None
+            logger.info("%s", run.folder)
+            try:
+                return carry_out(self.plan, run, self.folder, self.datalist, threads)
+            except Exception as error:  # the others are to run all the same
+                logger.error("%s failed", run.folder)
+                return error
+
+    def submit(self, parameters: Mapping[str, Any]) -> list[str]:
+        """Hand each run that is not finished to SLURM as a job of its own.
+
+        Args:
+            parameters: of submitit's ``AutoExecutor``, such as ``{"slurm_partition": "gpu",
+                "gpus_per_node": 1, "timeout_min": 600}``.
+
+        Returns:
+            The jobs' numbers.
+
+        Raises:
+            SettingsError: where submitit is not installed.
+        """
+        try:
+            import submitit
+        except ImportError:
+            raise SettingsError(
+                "a study on a cluster needs submitit: pip install mod-components[cluster]."
+            ) from None
+        executor = submitit.AutoExecutor(folder=self.folder / "jobs")
+        executor.update_parameters(name=f"study_{self.plan.name}", **parameters)
+        with executor.batch():
+            # what begins with another run's weights waits: a second call submits it
+            ready = self.stages()[:1]
+            jobs = [executor.submit(_job, self, run) for run in (ready[0] if ready else [])]
+        return [str(job.job_id) for job in jobs]
+
+
+def _job(study: Study, run: Run) -> str:
+    result = study.attempt(run)
+    if isinstance(result, Exception):
+        raise result
+    return str(result)
+
+
+def open_study(
+    path: str | os.PathLike[str], folder: str | os.PathLike[str] = "", dataset_dir: str = ""
+) -> Study:
+    """Read a plan, render its bundles and check all of it before anything runs.
+
+    Args:
+        path: the plan's JSON file.
+        folder: the study's folder; by default one beside the plan, with the plan's name.
+        dataset_dir: folder of the data set, instead of the plan's.
+
+    Raises:
+        DataError: if plan or data set can't be read.
+        SettingsError: if something in the plan does not fit the bundles, the data set or what has
+            run already.
+    """
+    plan = read_plan(path, dataset_dir)
+    root = Path(os.path.abspath(folder or Path(path).parent / plan.name))
+    _render_bundles(plan, root / "bundles")
+    study = Study(plan, root, study_datalist(plan))
+    for run in study.pending():
+        prepare_run(plan, run, root, study.datalist)
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    # as paths in it are relative to where it was
+    content |= {"dataset_dir": plan.dataset_dir, "table": plan.table}
+    save_json(content, root / PLAN)
+    return study
+
+
+def _render_bundles(plan: Plan, folder: Path) -> None:
+    table = backbones()
+    if plan.table:
+        table |= backbones(plan.table)
+    wanted = {name: name.removesuffix("_mod") for name in plan.bundles}
+    if unknown := [name for name, short in wanted.items() if short not in table]:
+        known = ", ".join(f"{short}_mod" for short in table)
+        raise SettingsError(f"bundles: no {', '.join(unknown)}; there are {known}.")
+    render(folder, table={short: table[short] for short in wanted.values()})
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether this process alone works in a folder; the claim ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True

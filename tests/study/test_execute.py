@@ -1,0 +1,233 @@
+"""A study of tiny runs on the sample, from the plan to finished runs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mod_components.data import make_sample, select
+from mod_components.errors import SettingsError, TrainingError
+from mod_components.study import Run, Study, open_study
+from tests.backbones import small_settings
+
+PLAN: dict[str, Any] = {
+    "name": "tiny",
+    "bundles": {"unetr_mod": small_settings("unetr")},
+    "arms": {"baseline": {"use_mod": False}, "weightless": {"mod_weight": 0}},
+    "settings": {
+        **{"roi_size": [64, 64, 64], "batch_size": 1, "num_workers": 0, "overlap": 0.1},
+        **{"cache_rate": 1.0, "device": "cpu"},
+    },
+    "labelled": [2],
+    "seeds": [3],
+    "updates": 3,
+    "warmup_updates": 1,
+    "validations": 2,
+}
+BASELINE = Run("unetr_mod", "baseline", 2, -1, 3)
+WEIGHTLESS = Run("unetr_mod", "weightless", 2, -1, 3)
+
+Open = Callable[..., Study]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_sample(tmp_path_factory.mktemp("data") / "sample", cases=4)
+
+
+@pytest.fixture(scope="module")
+def studies(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Open:
+    """Opens a plan as PLAN with changes."""
+    folder = tmp_path_factory.mktemp("study")
+
+    def opened(**changes: Any) -> Study:
+        path = folder / "plan.json"
+        path.write_text(json.dumps({**PLAN, "dataset_dir": str(data), **changes}))
+        return open_study(path, folder / changes.get("name", "tiny"))
+
+    return opened
+
+
+@pytest.fixture(scope="module")
+def finished(studies: Open) -> Study:
+    """The study when everything in it has run."""
+    study = studies()
+    assert study.pending() == [BASELINE, WEIGHTLESS]
+    assert len(study.carry_out(jobs=2)) == 2
+    return study
+
+
+def record(study: Study, run: Run) -> dict[str, Any]:
+    content = json.loads((study.folder / run.folder / "finished.json").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def test_a_finished_run_tells_all_that_a_report_needs(finished: Study, data: Path) -> None:
+    found = record(finished, BASELINE)
+    assert (found["arm"], found["training"], found["unlabelled"]) == ("baseline", 2, 0)
+    # two steps an epoch: the third update needs a second epoch
+    assert found["updates"] == 4
+    assert [point["update"] for point in found["curve"]] == [2, 4]
+    assert 0 < found["curve"][0]["seconds"] < found["curve"][1]["seconds"]
+    assert found["training_seconds"] == pytest.approx(found["curve"][1]["seconds"])
+    assert all(0 <= point["val_mean_dice"] <= 1 for point in found["curve"])
+    assert set(found["scores"]) == {case["case"] for case in select(finished.datalist)[1]}
+    assert found["threads"] >= 1
+    assert {"dice_tc", "dice_wt", "dice_et", "hd95_wt"} <= set(next(iter(found["scores"].values())))
+
+
+def test_arms_share_weights_cases_crops_and_augmentation(finished: Study) -> None:
+    """With MOD's losses at weight 0 the network ends as the plain one does, bit for bit."""
+    plain, with_mod = (
+        torch.load(finished.folder / run.folder / "models" / "final.pt", weights_only=True)
+        for run in (BASELINE, WEIGHTLESS)
+    )
+    assert plain.keys() == with_mod.keys()
+    for name, tensor in plain.items():
+        assert torch.equal(tensor, with_mod[name]), name
+    assert "loss_token" in record(finished, WEIGHTLESS)["losses"][0]
+
+
+def test_what_has_run_is_not_run_again(finished: Study) -> None:
+    paths = [finished.folder / run.folder / "finished.json" for run in (BASELINE, WEIGHTLESS)]
+    before = [path.stat().st_mtime_ns for path in paths]
+    assert finished.pending() == []
+    assert finished.carry_out() == []
+    assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+def test_a_plan_that_has_changed_is_refused(finished: Study, studies: Open) -> None:
+    with pytest.raises(SettingsError, match="other settings than the plan's"):
+        studies(updates=30)
+    more = studies(seeds=[3, 4])
+    assert [run.seed for run in more.pending()] == [4, 4]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_cut_goes_on(finished: Study, studies: Open) -> None:
+    study = studies(name="cut", arms={"baseline": PLAN["arms"]["baseline"]})
+    folder = study.folder / BASELINE.folder
+    (folder / "test").write_text("in the way of the evaluation")
+    with pytest.raises(TrainingError, match=r"evaluate\.log"):
+        study.carry_out()
+    assert study.pending() == [BASELINE]
+    (folder / "test").unlink()
+    study.carry_out()
+    assert "nothing left to train" in (folder / "train.log").read_text()
+    assert record(study, BASELINE)["scores"] == record(finished, BASELINE)["scores"]
+
+
+def test_a_cut_run_of_another_plan_is_trained_anew(studies: Open) -> None:
+    study = studies(name="changed")
+    state = study.folder / BASELINE.folder / "models" / "last.pt"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"of the plan before")
+
+    def resumes() -> bool:
+        settings = json.loads((study.folder / BASELINE.folder / "run.json").read_text())
+        return bool(settings["resume"])
+
+    studies(name="changed")
+    assert resumes()
+    studies(name="changed", updates=30)
+    assert not resumes()
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_named_and_the_others_run(studies: Open) -> None:
+    arms = {"broken": {"use_mod": False, "learning_rate": "fast"}, "baseline": {"use_mod": False}}
+    study = studies(name="broken", arms=arms)
+    with pytest.raises(TrainingError, match=r"broken/n2/own_split/seed3 failed") as error:
+        study.carry_out()
+    assert "train.log" in str(error.value)
+    assert [run.arm for run in study.pending()] == ["broken"]
+
+
+@pytest.mark.slow
+def test_probes_train_on_a_frozen_encoder(studies: Open) -> None:
+    arms = {
+        "mod": {},
+        "linear": {"use_mod": False, "start_from": "mod", "probe": "linear"},
+        "strict": {"use_mod": False, "start_from": "mod", "probe": "strict"},
+    }
+    study = studies(name="probes", arms=arms)
+    assert [[run.arm for run in stage] for stage in study.stages()] == [
+        ["mod"],
+        ["linear", "strict"],
+    ]
+    study.carry_out(jobs=2)
+    weights = {
+        arm: torch.load(
+            study.folder / Run("unetr_mod", arm, 2, -1, 3).folder / "models" / "final.pt",
+            weights_only=True,
+        )
+        for arm in arms
+    }
+    encoder = {name for name in weights["mod"] if name.startswith("vit.")}
+    for name, tensor in weights["mod"].items():
+        assert torch.equal(tensor, weights["linear"][name]) == (name in encoder), name
+        assert torch.equal(tensor, weights["strict"][f"encoder.{name}"])
+    assert {n for n in weights["strict"] if not n.startswith("encoder.")} == {
+        "head.weight",
+        "head.bias",
+    }
+    for arm in ("linear", "strict"):
+        found = record(study, Run("unetr_mod", arm, 2, -1, 3))
+        assert (found["probe"], found["start_from"]) == (arm, "mod")
+        assert found["scores"]
+
+
+@pytest.mark.slow
+def test_a_start_without_labels(studies: Open) -> None:
+    nothing = {"_target_": "mod_components.losses.NoSegmentationLoss"}
+    arms = {
+        "without_labels": {"loss": nothing, "labelled": 0, "evaluate": False},
+        "after": {"use_mod": False, "start_from": "without_labels", "learning_rate": 0},
+    }
+    study = studies(name="start", arms=arms)
+    study.carry_out()
+    first = record(study, Run("unetr_mod", "without_labels", 0, -1, 3))
+    assert first["scores"] == {}
+    assert first["training"] > 2
+    assert {row["loss_seg"] for row in first["losses"]} == {0}
+    begun, after = (
+        torch.load(study.folder / run.folder / "models" / "final.pt", weights_only=True)
+        for run in (
+            Run("unetr_mod", "without_labels", 0, -1, 3),
+            Run("unetr_mod", "after", 2, -1, 3),
+        )
+    )
+    for name, tensor in begun.items():
+        assert torch.equal(tensor, after[name]), name
+
+
+def test_a_run_of_another_process_is_left_alone(studies: Open) -> None:
+    study = studies(name="taken")
+    folder = study.folder / BASELINE.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert study.attempt(BASELINE) is None
+    assert BASELINE in study.pending()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bundles": ["resnet_mod"]}, "no resnet_mod; there are vit_mod"),
+        ({"settings": {"batchsize": 2}}, "has no setting batchsize"),
+        ({"labelled": [9]}, "asks for 9 cases"),
+    ],
+)
+def test_what_does_not_fit_is_named_before_anything_runs(
+    studies: Open, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        studies(name="wrong", **changes)

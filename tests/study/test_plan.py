@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mod_components.errors import DataError, SettingsError
+from mod_components.study import Run, read_plan
+
+CONTENT: dict[str, Any] = {
+    "bundles": {"unetr_mod": {"hidden_size": 48}, "vit_mod": {}},
+    "arms": {"baseline": {"use_mod": False}, "mod": {}, "scans": {"unlabelled": True}},
+    "updates": 100,
+    "labelled": [5, 0],
+    "seeds": [0, 1],
+    "settings": {"batch_size": 2},
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "small.json"
+    path.write_text(json.dumps({**CONTENT, **changes}))
+    return path
+
+
+def test_the_runs_are_all_combinations_with_whole_pairs_first(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path))
+    runs = list(plan.runs())
+    assert len(runs) == len(set(runs)) == 2 * 3 * 2 * 2
+    assert runs[:3] == [Run("unetr_mod", arm, 5, -1, 0) for arm in ("baseline", "mod", "scans")]
+    assert {run.seed for run in runs[: len(runs) // 2]} == {0}
+    assert len({run.folder for run in runs}) == len(runs)
+
+
+def test_defaults(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path))
+    assert (plan.name, plan.folds, plan.validations) == ("small", (-1,), 5)
+    assert plan.warmup_updates == plan.mod_warmup_updates == 5
+    assert not plan.arms["mod"].unlabelled
+    assert plan.arms["scans"].unlabelled
+    assert plan.arms["scans"].settings == {}
+
+
+def test_the_folder_of_a_run_tells_what_it_is() -> None:
+    run = Run("unetr_mod", "mod", 5, -1, 3)
+    assert run.folder.as_posix() == "runs/unetr_mod/mod/n5/own_split/seed3"
+    assert Run("unetr_mod", "mod", 0, 2, 3).folder.as_posix().endswith("mod/all/fold2/seed3")
+
+
+def test_an_arm_has_the_last_word_on_a_setting(tmp_path: Path) -> None:
+    arms = {"baseline": {"batch_size": 4, "use_mod": False}}
+    plan = read_plan(write(tmp_path, arms=arms))
+    settings = plan.settings_of(Run("unetr_mod", "baseline", 5, -1, 0))
+    assert settings == {"hidden_size": 48, "batch_size": 4, "use_mod": False}
+
+
+def test_a_run_keeps_its_digest_when_others_are_added_and_loses_it_when_it_changes(
+    tmp_path: Path,
+) -> None:
+    run = Run("unetr_mod", "mod", 5, -1, 0)
+    digest = read_plan(write(tmp_path)).digest(run)
+    more = {**CONTENT["arms"], "tokenizer": {"use_predictor": False}}
+    assert read_plan(write(tmp_path, arms=more, seeds=[0, 1, 2])).digest(run) == digest
+    moved = read_plan(write(tmp_path, dataset_dir="a/data"), "/elsewhere/data").digest(run)
+    assert moved == read_plan(write(tmp_path, dataset_dir="b/data")).digest(run)
+    for changes in (
+        {"updates": 101},
+        {"settings": {"batch_size": 3}},
+        {"mod_warmup_updates": 7},
+        {"arms": {"mod": {"views": "one"}}},
+        {"arms": {"mod": {"weights": "model_ema.pt"}}},
+        {"dataset_dir": "other"},
+    ):
+        assert read_plan(write(tmp_path, **changes)).digest(run) != digest, changes
+
+
+def test_paths_are_relative_to_the_plan_and_the_command_line_wins(tmp_path: Path) -> None:
+    path = write(tmp_path, dataset_dir="data", table="rows.json")
+    plan = read_plan(path)
+    assert plan.dataset_dir == str(tmp_path / "data")
+    assert plan.table == str(tmp_path / "rows.json")
+    assert read_plan(path, "/given").dataset_dir == "/given"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": [1]}, "unknown seed"),
+        ({"updates": 0}, "updates must be a whole number from 1"),
+        ({"labelled": []}, "labelled must be a list"),
+        ({"labelled": [5, 5]}, "labelled names a number twice"),
+        ({"labelled": [2.5]}, "labelled must be a whole number"),
+        ({"folds": [-2]}, "folds must be a whole number from -1"),
+        ({"arms": {}}, "arms must be"),
+        ({"arms": {"mod": {"epochs": 3}}}, "can't set epochs"),
+        ({"arms": {"mod": {"weights": "model.pt"}}}, "weights must be"),
+        ({"arms": {"probe": {"probe": "linear"}}}, "a probe needs start_from"),
+        ({"arms": {"a": {"start_from": "b"}, "b": {}}}, "must name an arm before it, got 'b'"),
+        ({"arms": {"mod": {"probe": "soft"}}}, "probe must be one of"),
+        ({"arms": {"mod": {"labelled": -1}}}, "labelled must be a whole number"),
+        ({"settings": {"seed": 3}}, "can't set seed"),
+        ({"bundles": []}, "bundles must be"),
+        ({"bundles": {"unetr_mod": 3}}, "bundles: unetr_mod must be an object"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        read_plan(write(tmp_path, **changes))
+
+
+def test_what_lacks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"arms": {"baseline": {}}}')
+    with pytest.raises(SettingsError, match="lacks bundles, updates"):
+        read_plan(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", None])
+def test_a_file_that_is_no_plan(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=r"plan\.json"):
+        read_plan(path)
+
+
+def test_an_arm_with_its_own_number_of_cases_runs_once_and_others_begin_with_it(
+    tmp_path: Path,
+) -> None:
+    arms = {
+        "without_labels": {"labelled": 0, "evaluate": False},
+        "after": {"start_from": "without_labels"},
+    }
+    plan = read_plan(write(tmp_path, arms=arms, seeds=[0], labelled=[5, 15]))
+    runs = [run for run in plan.runs() if run.bundle == "unetr_mod"]
+    first = Run("unetr_mod", "without_labels", 0, -1, 0)
+    assert runs == [first, *(Run("unetr_mod", "after", number, -1, 0) for number in (5, 15))]
+    assert plan.source(first) is None
+    assert [plan.source(run) for run in runs[1:]] == [first, first]
+
+
+def test_a_run_changes_with_the_one_that_it_begins_with(tmp_path: Path) -> None:
+    run = Run("unetr_mod", "after", 5, -1, 0)
+    digests = set()
+    for ratio in (0.5, 0.6):
+        arms = {"first": {"mask_ratio": ratio}, "after": {"start_from": "first"}}
+        digests.add(read_plan(write(tmp_path, arms=arms)).digest(run))
+    assert len(digests) == 2
