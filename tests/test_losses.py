@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mod_components.losses import (
+    NoSegmentationLoss,
     class_loss,
     reconstruction_loss,
     teacher_probabilities,
@@ -165,3 +166,12 @@ def test_losses_are_float32_from_bfloat16() -> None:
     image = torch.randn(1, 2, 3, 3, 3)
     loss = reconstruction_loss(image.bfloat16(), image, torch.ones(1, 1, 3, 3, 3))
     assert loss.dtype == torch.float32
+
+
+def test_no_segmentation_loss_is_nothing_and_reaches_every_logit() -> None:
+    logits = torch.randn(2, 3, 4, 4, 4, requires_grad=True)
+    loss = NoSegmentationLoss()(logits, torch.ones(2, 3, 4, 4, 4))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, torch.zeros_like(logits))

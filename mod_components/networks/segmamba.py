@@ -64,7 +64,8 @@ class MambaBlock(nn.Module):
     Args:
         channels: C.
         state: size of the state of each channel of the Mamba layer.
-        use_checkpoint: keep the input alone for the backward pass and compute the rest again.
+        use_checkpoint: keep the input alone for the backward pass and compute the rest again; on
+            the CPU for one image at a time.
     """
 
     def __init__(self, channels: int, state: int, use_checkpoint: bool = True) -> None:
@@ -76,8 +77,14 @@ class MambaBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix the voxels of (B, C, D, H, W); returns the same shape."""
         if self.use_checkpoint and torch.is_grad_enabled() and not torch.jit.is_tracing():
-            # nothing in here is random
-            return checkpoint(self._mix, x, use_reentrant=False, preserve_rng_state=False)
+            # nothing in here is random. A processor is as quick with one image at a time, and the
+            # backward pass then computes, and holds, the insides of one alone
+            images = x.split(1) if x.device.type == "cpu" else [x]
+            mixed = [
+                checkpoint(self._mix, image, use_reentrant=False, preserve_rng_state=False)
+                for image in images
+            ]
+            return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
         return self._mix(x)
 
     def _mix(self, x: Tensor) -> Tensor:
