@@ -112,14 +112,15 @@ def test_a_plan_that_has_changed_is_refused(finished: Study, studies: Open) -> N
 
 @pytest.mark.slow
 def test_a_run_that_was_cut_goes_on(finished: Study, studies: Open) -> None:
+    # as many threads as the undisturbed run had: others round otherwise
     study = studies(name="cut", arms={"baseline": PLAN["arms"]["baseline"]})
     folder = study.folder / BASELINE.folder
     (folder / "test").write_text("in the way of the evaluation")
     with pytest.raises(TrainingError, match=r"evaluate\.log"):
-        study.carry_out()
+        study.carry_out(jobs=2)
     assert study.pending() == [BASELINE]
     (folder / "test").unlink()
-    study.carry_out()
+    study.carry_out(jobs=2)
     assert "nothing left to train" in (folder / "train.log").read_text()
     assert record(study, BASELINE)["scores"] == record(finished, BASELINE)["scores"]
 
