@@ -19,7 +19,7 @@ from mod_components.data.unlabelled import UNLABELLED, UNLABELLED_KEY
 from mod_components.errors import SettingsError
 from mod_components.mod.masking import cells_to_voxels, draw_masks, voxels_to_tokens
 from mod_components.mod.step import MODHandler, MODStep, as_plain_tensor, sample_keys
-from mod_components.networks import Tap, plain_module, without_values
+from mod_components.networks import Tap, probe_tap
 from mod_components.settings import whole_number
 
 __all__ = ["MaskedViews", "intensity_view"]
@@ -183,7 +183,8 @@ class MaskedViews(MODHandler):
         self.mask_ratio, self.mask_cell, self.mask = mask_ratio, mask_cell, mask
         self.seed = seed
         self.fill = nn.Parameter(torch.zeros(channels), requires_grad=fill == "learnable")
-        shape, self.encoder_modules = self._probe([1, channels, *roi_size], device)
+        size = (1, channels, *roi_size)
+        shape, self.encoder_modules = probe_tap(network, self.tap, size, device)
         self.feature_shape: tuple[int, ...] = shape
         self.stride = _stride(roi_size, shape[1:])
         self.to(device)
@@ -194,16 +195,6 @@ class MaskedViews(MODHandler):
             engine.add_event_handler(Events.ITERATION_STARTED, self._listen)
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._make)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._release)
-
-    def _probe(
-        self, size: Sequence[int], device: torch.device | str
-    ) -> tuple[tuple[int, ...], set[str]]:
-        """Shape of the feature, and the modules that it needs."""
-        try:  # without computing anything, where all operations of the network can do that
-            twin = without_values(plain_module(self.network))
-            return self.tap.probe(twin, torch.zeros(*size, device="meta"))
-        except (NotImplementedError, RuntimeError):
-            return self.tap.probe(self.network, torch.zeros(*size, device=device))
 
     def draw(self, x: Tensor, step: int, keys: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Draw the step's views and masks.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mod_components.networks.prepare import compile_all, is_compiled, prepare_network
-from mod_components.networks.probe import PointProbe, encoder_modules, freeze
+from mod_components.networks.probe import PointProbe, encoder_modules, freeze, probe_tap
 from mod_components.networks.segmamba import SegMamba
 from mod_components.networks.side_pass import parts
 from mod_components.networks.tap import Tap, plain_module
@@ -27,6 +27,7 @@ __all__ = [
     "parts",
     "plain_module",
     "prepare_network",
+    "probe_tap",
     "unused_parameters",
     "without_values",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mod_components.networks.tap import Tap, plain_module
 from mod_components.networks.unused import without_values
 
-__all__ = ["PointProbe", "encoder_modules", "freeze"]
+__all__ = ["PointProbe", "encoder_modules", "freeze", "probe_tap"]
 
 
 def encoder_modules(
@@ -29,17 +29,25 @@ def encoder_modules(
     Raises:
         SettingsError: when the network has no such module.
     """
-    return _probe(network, Tap(tap), size, channels)[1]
+    return probe_tap(network, Tap(tap), (1, channels, *size))[1]
 
 
-def _probe(
-    network: nn.Module, tap: Tap, size: Sequence[int], channels: int
+def probe_tap(
+    network: nn.Module, tap: Tap, size: Sequence[int], device: torch.device | str = "cpu"
 ) -> tuple[tuple[int, ...], set[str]]:
-    image = torch.zeros(1, channels, *size)
-    try:
-        return tap.probe(without_values(plain_module(network)), image.to("meta"))
+    """Shape of the feature at a tap and the modules that it needs, as :meth:`Tap.probe` has them.
+
+    Args:
+        network: the network, wrapped or not.
+        tap: the tap.
+        size: (B, C, D, H, W) of a batch that the network takes.
+        device: the network's.
+    """
+    try:  # without computing anything, where all operations of the network can do that
+        twin = without_values(plain_module(network))
+        return tap.probe(twin, torch.zeros(*size, device="meta"))
     except (NotImplementedError, RuntimeError):
-        return tap.probe(network, image)
+        return tap.probe(network, torch.zeros(*size, device=device))
 
 
 def freeze(modules: Iterable[nn.Module]) -> None:
@@ -89,7 +97,7 @@ class PointProbe(nn.Module):
     ) -> None:
         super().__init__()
         self.tap = Tap(tap, layer_norm)
-        shape, _ = _probe(network, self.tap, roi_size, in_channels)
+        shape, _ = probe_tap(network, self.tap, (1, in_channels, *roi_size))
         self.encoder = network
         freeze(self.encoder.modules())
         self.head = nn.Conv3d(shape[0], out_channels, 1)
