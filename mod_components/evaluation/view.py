@@ -22,7 +22,7 @@ from mod_components.errors import DataError, SettingsError
 from mod_components.evaluation.pictures import draw_case, picture_bytes, to_lps
 from mod_components.files import write_atomically
 
-__all__ = ["view_case"]
+__all__ = ["load_case", "view_case"]
 
 _EXAMPLES = 5
 _KINDS = ("jpeg", "jpg", "pdf", "png", "svg", "tif", "tiff", "webp")
@@ -61,7 +61,7 @@ def view_case(
     refuse_bad_cases([record], layout)
     if pred is not None:
         _check_prediction(Path(pred).expanduser(), record, layout)
-    volumes = _load(record, layout, pred)
+    volumes = load_case(record, layout, pred)
     figure = draw_case(
         volumes["image"],
         volumes.get("pred"),
@@ -132,10 +132,19 @@ def _output(output: str | os.PathLike[str] | None, case: str) -> Path:
     return path
 
 
-def _load(
+def load_case(
     record: CaseRecord, layout: Layout, pred: str | os.PathLike[str] | None
 ) -> dict[str, torch.Tensor]:
-    """Image (4, D, H, W), label and pred (3, D, H, W) as far as they are there, in LPS."""
+    """A case's volumes in LPS.
+
+    Args:
+        record: the case.
+        layout: of its data set.
+        pred: a predicted label map in the data set's codes; ``None`` where there is none.
+
+    Returns:
+        ``image`` (4, D, H, W), and ``label`` and ``pred`` (3, D, H, W) as far as they are there.
+    """
     files = {"image": record.as_case()["image"], "label": record.label}
     files["pred"] = None if pred is None else str(Path(pred).expanduser())
     files = {key: file for key, file in files.items() if file is not None}

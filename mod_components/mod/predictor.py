@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mod_components.errors import SettingsError
 from mod_components.losses import reconstruction_loss
 from mod_components.mod.health import ReconstructionHealth
-from mod_components.mod.step import MODHandler, MODStep, linear_ramp
+from mod_components.mod.step import MODHandler, MODStep, check_decay, loss_share
 from mod_components.mod.views import MaskedViews
 
 __all__ = ["DensePredictor"]
@@ -44,6 +44,8 @@ class DensePredictor(MODHandler):
         views: the handler that makes the views.
         weight: w, the weight of MOD beside the segmentation loss.
         warmup_epochs: length of the ramp.
+        decay: how the weight falls until the end, one of
+            :data:`~mod_components.mod.step.DECAYS`.
         strength: λ_DP.
         foreground: count only masked voxels inside the brain (air is trivially predicted).
 
@@ -60,12 +62,14 @@ class DensePredictor(MODHandler):
         *,
         weight: float = 1.0,
         warmup_epochs: float = 2,
+        decay: str = "none",
         strength: float = 1.0,
         foreground: bool = False,
     ) -> None:
         super().__init__()
         self.refer(views=views)
         self.weight, self.warmup_epochs, self.strength = weight, warmup_epochs, strength
+        self.decay = check_decay(decay)
         self.foreground = foreground
         channels, *grid = views.feature_shape
         self.stride = views.stride
@@ -116,7 +120,8 @@ class DensePredictor(MODHandler):
         if engine.state.mod is None:
             return
         loss = self.loss(engine.state.mod)
-        factor = self.weight * linear_ramp(engine, self.warmup_epochs) * self.strength
+        share = loss_share(engine, self.warmup_epochs, self.decay)
+        factor = self.weight * share * self.strength
         engine.state.output["loss"] = engine.state.output["loss"] + factor * loss
         engine.state.output["loss_recon"] = loss.detach()
 

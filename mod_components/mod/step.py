@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,16 @@ import torch.distributed as dist
 from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
-__all__ = ["MODHandler", "MODStep", "all_reduce_mean", "linear_ramp"]
+from mod_components.errors import SettingsError
+
+__all__ = ["DECAYS", "MODHandler", "MODStep", "all_reduce_mean", "check_decay", "loss_share"]
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "none": lambda left: 1.0,
+    "linear": lambda left: left,
+    "cosine": lambda left: (1 - math.cos(math.pi * left)) / 2,
+}
+"""Ways in which MOD's losses fade out: from the share of the training that is left to a factor."""
 
 
 @dataclass
@@ -68,15 +78,32 @@ class MODHandler(nn.Module):
         raise NotImplementedError("a MOD component is an Ignite handler: attach it to a trainer.")
 
 
-def linear_ramp(engine: SupervisedTrainer, epochs: float) -> float:
-    """Weight of MOD's losses, rising linearly from 0 to 1 over the first epochs.
+def loss_share(engine: SupervisedTrainer, warmup_epochs: float, decay: str = "none") -> float:
+    """Share of its full weight that a loss of MOD has: a linear rise, and a fall if wanted.
 
     Args:
         engine: the trainer in a training step (its iteration counts from 1).
-        epochs: length of the rise; 0 means 1 from the first step.
+        warmup_epochs: length of the rise from 0 to 1; 0 means 1 from the first step.
+        decay: one of :data:`DECAYS`, which falls from 1 at the first step to 0 after the last one.
     """
-    steps = epochs * (engine.state.epoch_length or 1)
-    return 1.0 if steps <= 0 else min(1.0, engine.state.iteration / steps)
+    state = engine.state
+    length = state.epoch_length or 1
+    steps = warmup_epochs * length
+    rise = 1.0 if steps <= 0 else min(1.0, state.iteration / steps)
+    if decay == "none":  # an engine that knows no end will do
+        return rise
+    return rise * DECAYS[decay](1 - (state.iteration - 1) / (state.max_epochs * length))
+
+
+def check_decay(decay: str) -> str:
+    """A way to fade out, if there is one of that name.
+
+    Raises:
+        SettingsError: if there is none.
+    """
+    if decay not in DECAYS:
+        raise SettingsError(f"mod_decay must be one of {', '.join(DECAYS)}, got {decay!r}.")
+    return decay
 
 
 def all_reduce_mean(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mod_components.losses import class_loss, teacher_probabilities, token_loss
 from mod_components.mod.heads import Centre, ClassMemory, ProjectionHead
 from mod_components.mod.health import Health
-from mod_components.mod.step import MODHandler, MODStep, linear_ramp
+from mod_components.mod.step import MODHandler, MODStep, check_decay, loss_share
 from mod_components.mod.teacher import EMATeacher
 
 __all__ = ["OnlineTokenizer", "teacher_temperature"]
@@ -49,6 +49,8 @@ class OnlineTokenizer(MODHandler):
         teacher: the EMA teacher.
         weight: w, the weight of MOD beside the segmentation loss.
         warmup_epochs: length of the ramp.
+        decay: how the weight falls until the end, one of
+            :data:`~mod_components.mod.step.DECAYS`.
         strength: λ_OT.
         alpha: α, weight of the token loss.
         beta: β, weight of the class loss.
@@ -71,6 +73,7 @@ class OnlineTokenizer(MODHandler):
         *,
         weight: float = 1.0,
         warmup_epochs: float = 2,
+        decay: str = "none",
         strength: float = 1.0,
         alpha: float = 1.5,
         beta: float = 0.5,
@@ -87,6 +90,7 @@ class OnlineTokenizer(MODHandler):
         channels = teacher.views.feature_shape[0]
         self.refer(teacher=teacher)
         self.weight, self.warmup_epochs, self.strength = weight, warmup_epochs, strength
+        self.decay = check_decay(decay)
         self.alpha, self.beta = alpha, beta
         self.student_temperature = student_temperature
         self.teacher_temperatures = tuple(teacher_temperatures)
@@ -151,7 +155,8 @@ class OnlineTokenizer(MODHandler):
         temperature = teacher_temperature(done, self.teacher_temperatures)
         efm, cls = self.losses(state.mod, temperature)
         loss = self.alpha * efm + self.beta * cls  # Eq. 3
-        factor = self.weight * linear_ramp(engine, self.warmup_epochs) * self.strength
+        share = loss_share(engine, self.warmup_epochs, self.decay)
+        factor = self.weight * share * self.strength
         state.output["loss"] = state.output["loss"] + factor * loss
         state.output["loss_token"], state.output["loss_class"] = efm.detach(), cls.detach()
 

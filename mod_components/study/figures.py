@@ -17,6 +17,7 @@ from mod_components.study.results import (
     Finished,
     Point,
     by_arm,
+    by_bundle,
     count_name,
     grouped,
     largest_count,
@@ -57,7 +58,7 @@ def convergence(runs: Sequence[Finished], arms: Sequence[str]) -> Figure:
         "updates": lambda point: point.update,
         "hours of training": lambda point: point.seconds / 3600,
     }
-    bundles = _by_bundle(runs)
+    bundles = by_bundle(runs)
     figure = _figure(9, 0.4 + 2.8 * len(bundles))
     grid = figure.subplots(len(bundles), 2, squeeze=False, sharey="row")
     for row, (bundle, own) in zip(grid, bundles.items(), strict=True):
@@ -103,7 +104,7 @@ def labelled_cases(runs: Sequence[Finished], arms: Sequence[str]) -> Figure:
     Returns:
         A panel for each bundle.
     """
-    bundles = _by_bundle(runs)
+    bundles = by_bundle(runs)
     figure, panels = _panels(len(bundles))
     for axes, (bundle, own) in zip(panels, bundles.items(), strict=True):
         for arm, of_arm in by_arm(own).items():
@@ -132,7 +133,7 @@ def regions(runs: Sequence[Finished], arms: Sequence[str]) -> Figure:
         A panel for each bundle; whiskers are the standard deviation over runs.
     """
     count = largest_count(runs)
-    bundles = _by_bundle([run for run in runs if run.run.labelled == count])
+    bundles = by_bundle([run for run in runs if run.run.labelled == count])
     keys = {**{region: f"dice_{region.lower()}" for region in REGIONS}, "mean": "dice"}
     places = np.arange(len(keys))
     figure, panels = _panels(len(bundles))
@@ -210,13 +211,6 @@ def save_figure(figure: Figure, path: Path) -> Path:
     settings: dict[str, Any] = {"format": "png", "dpi": _DPI, "metadata": {"Software": None}}
     write_atomically(path, lambda file: figure.savefig(file, **settings))
     return path
-
-
-def _by_bundle(runs: Iterable[Finished]) -> dict[str, list[Finished]]:
-    bundles: dict[str, list[Finished]] = {}
-    for run in runs:
-        bundles.setdefault(run.run.bundle, []).append(run)
-    return bundles
 
 
 def _cases(runs: Sequence[Finished]) -> float:

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mod_components.study import figures
+from mod_components.data import make_sample
+from mod_components.study import figures, panels
 from mod_components.study.plan import OWN_SPLIT, Plan
 from mod_components.study.published import caveats, published_tables
 from mod_components.study.results import (
     Finished,
     StudyResults,
+    by_bundle,
     count_name,
     network_name,
     read_study,
@@ -92,6 +94,7 @@ def write_report(study: str | os.PathLike[str], output: str = "") -> list[Path]:
         _pairs(report, plain, arms)
         _counts(report, plain, arms)
         _convergence(report, plain, results.plan)
+        _pictures(report, study, plain, results.plan)
     if results.runs:
         report.text("## Cost")
         report.table(cost_table(results.runs, arms[0]))
@@ -195,6 +198,32 @@ def _convergence(report: _Report, runs: Sequence[Finished], plan: Plan) -> None:
         report.figure(figures.convergence(own, arms), name, caption)
     report.table(level_table(runs))
     report.table(catch_up_table(runs, arms[0]))
+
+
+def _pictures(
+    report: _Report, study: str | os.PathLike[str], runs: Sequence[Finished], plan: Plan
+) -> None:
+    found = {
+        bundle: panels.load_shown(study, own, plan.dataset_dir or make_sample())
+        for bundle, own in by_bundle(runs).items()
+        if own[0].run.arm == next(iter(plan.arms))
+    }
+    report.text("## Held-out cases")
+    if not any(found.values()):
+        report.text("No pictures: the data set or the runs' label maps are not at hand.")
+        return
+    report.text(
+        "With the fewest labelled cases, of the first fold and seed. The cases stand at the "
+        "quartiles of the baseline's Dice: no other arm has a part in the choice."
+    )
+    for bundle, shown in found.items():
+        if shown:
+            name = network_name(bundle)
+            caption = f"{name}: the axial plane with most of the true tumour (as Fig. 3)."
+            report.figure(panels.planes(shown), f"planes_{name}.png", caption)
+            middle = shown[len(shown) // 2]
+            caption = f"{name}: {middle.case} in three dimensions (as Fig. 5)."
+            report.figure(panels.surfaces(middle), f"surfaces_{name}.png", caption)
 
 
 def _probes(report: _Report, runs: Sequence[Finished], arms: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "Point",
     "StudyResults",
     "by_arm",
+    "by_bundle",
     "count_name",
     "grouped",
     "known_mean",
@@ -153,6 +154,14 @@ def by_arm(runs: Iterable[Finished]) -> dict[str, list[Finished]]:
     for found in runs:
         arms.setdefault(found.run.arm, []).append(found)
     return arms
+
+
+def by_bundle(runs: Iterable[Finished]) -> dict[str, list[Finished]]:
+    """Runs by bundle, in their order."""
+    bundles: dict[str, list[Finished]] = {}
+    for found in runs:
+        bundles.setdefault(found.run.bundle, []).append(found)
+    return bundles
 
 
 def count_name(labelled: int) -> str:

@@ -24,14 +24,15 @@ from mod_components.settings import whole_number
 from mod_components.study.data import run_datalist
 from mod_components.study.plan import Plan, Run
 
-__all__ = ["FINISHED", "carry_out", "is_finished", "prepare_run"]
+__all__ = ["FINISHED", "carry_out", "is_finished", "prediction", "prepare_run"]
 
 logger = logging.getLogger("mod_components.study")
 
 FINISHED = "finished.json"
 SETTINGS, EVALUATION = "run.json", "evaluate.json"
+TEST = "test"
 # settings of a training that its evaluation must be given too
-OF_THE_NETWORK = ("network_def", "device")
+OF_BOTH = ("network_def", "device", "overlap", "sw_batch_size")
 FINAL = "final.pt"
 LAST_LINES = 15
 
@@ -52,6 +53,16 @@ def is_finished(plan: Plan, run: Run, study: Path) -> bool:
             f"for the changed plan, or remove {path.parent} to run it anew."
         )
     return True
+
+
+def prediction(folder: Path, case: str) -> Path:
+    """Where a finished run's label map of a held-out case lies.
+
+    Args:
+        folder: the run's.
+        case: the case's id.
+    """
+    return folder / TEST / f"{case}_seg.nii.gz"
 
 
 def prepare_run(plan: Plan, run: Run, study: Path, datalist: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,9 +173,9 @@ def carry_out(
     weights = _final_weights(plan, run, folder / "models")
     if plan.arms[run.arm].evaluate:
         test = {
-            **{"checkpoint": str(weights), "output_dir": str(folder / "test")},
-            **{"dataset_dir": plan.dataset_dir, "save_predictions": False, "report_pictures": 0},
-            **{key: settings[key] for key in OF_THE_NETWORK if key in settings},
+            **{"checkpoint": str(weights), "output_dir": str(folder / TEST)},
+            **{"dataset_dir": plan.dataset_dir, "save_predictions": True, "report_pictures": 0},
+            **{key: settings[key] for key in OF_BOTH if key in settings},
         }
         save_json(test, folder / EVALUATION)
         overlay = [str(configs / "evaluate.json"), str(folder / EVALUATION)]
@@ -204,7 +215,7 @@ def _record(
     report = json.loads((folder / "models" / "training.json").read_text(encoding="utf-8"))
     curve, losses, seconds = _curves(folder / "eval", in_an_epoch)
     arm = plan.arms[run.arm]
-    tested = read_scores(folder / "test") if arm.evaluate else {}
+    tested = read_scores(folder / TEST) if arm.evaluate else {}
     scores = {
         case: {key: None if value != value else value for key, value in row.items()}
         for case, row in tested.items()

@@ -10,7 +10,14 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
-from mod_components.mod.step import as_plain_tensor, flat_parameters, linear_ramp, sample_keys
+from mod_components.errors import SettingsError
+from mod_components.mod.step import (
+    as_plain_tensor,
+    check_decay,
+    flat_parameters,
+    loss_share,
+    sample_keys,
+)
 from tests.toys import ToyNetwork, toy_components
 
 
@@ -27,7 +34,26 @@ def test_ramp_rises_linearly_over_the_first_epochs(
     iteration: int, epochs: float, expected: float
 ) -> None:
     engine = state(iteration=iteration, epoch_length=10)
-    assert linear_ramp(engine, epochs) == pytest.approx(expected)
+    assert loss_share(engine, epochs) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("decay", "first", "middle", "last"),
+    [("none", 1, 1, 1), ("linear", 1, 0.5, 0.025), ("cosine", 1, 0.5, 0.0015413)],
+)
+def test_decay_falls_from_the_first_step_to_the_end(
+    decay: str, first: float, middle: float, last: float
+) -> None:
+    for iteration, expected in ((1, first), (21, middle), (40, last)):
+        engine = state(iteration=iteration, epoch_length=10, max_epochs=4)
+        assert loss_share(engine, 0, decay) == pytest.approx(expected, rel=1e-4)
+    engine = state(iteration=21, epoch_length=10, max_epochs=4)
+    assert loss_share(engine, 4, decay) == pytest.approx(middle * 21 / 40)
+
+
+def test_an_unknown_decay_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"mod_decay must be one of none, linear, cosine, got"):
+        check_decay("exponential")
 
 
 def test_keys_follow_the_case_and_not_its_place() -> None:
