@@ -12,6 +12,15 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what is dear to make run in one process: a file's, or a backbone's."""
+    for item in items:
+        backbone = getattr(getattr(item, "callspec", None), "params", {}).get("backbone")
+        shares = backbone and "trained" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group(backbone if shares else item.nodeid.split("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with labelled BraTS cases: $MOD_DATA or ../shared/data; skips without one."""

@@ -35,6 +35,7 @@ TEST = "test"
 OF_BOTH = ("network_def", "device", "overlap", "sw_batch_size")
 FINAL = "final.pt"
 LAST_LINES = 15
+DIGITS = 6  # of the figures in a record: more would only make studies harder to keep and share
 
 
 def is_finished(plan: Plan, run: Run, study: Path) -> bool:
@@ -216,10 +217,7 @@ def _record(
     curve, losses, seconds = _curves(folder / "eval", in_an_epoch)
     arm = plan.arms[run.arm]
     tested = read_scores(folder / TEST) if arm.evaluate else {}
-    scores = {
-        case: {key: None if value != value else value for key, value in row.items()}
-        for case, row in tested.items()
-    }
+    scores = {case: _short(row) for case, row in tested.items()}
     return {
         "bundle": run.bundle,
         "arm": run.arm,
@@ -242,9 +240,14 @@ def _record(
     }
 
 
+def _short(row: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures with few digits; None where one is undefined, for JSON has no nan."""
+    return {k: float(f"{v:.{DIGITS}g}") if v == v else None for k, v in row.items()}
+
+
 def _curves(
     output: Path, in_an_epoch: int
-) -> tuple[list[dict[str, float]], list[dict[str, float]], float]:
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float]:
     """Validations and losses by update, and the seconds of all epochs without validations."""
     if not (output / "train.csv").is_file():
         raise DataError(f"{output} has no train.csv: remove {output.parent} and run it again.")
@@ -255,11 +258,11 @@ def _curves(
         total += row["seconds"]
         passed[epoch] = total
         known = {key: value for key, value in row.items() if value == value and key != "lr"}
-        losses.append({"update": int(epoch) * in_an_epoch, **known})
+        losses.append({"update": int(epoch) * in_an_epoch, **_short(known)})
     validated = (output / "validation.csv").is_file()
     validations = read_table(output / "validation.csv", "epoch") if validated else {}
     curve = [
-        {"update": int(epoch) * in_an_epoch, "seconds": passed[epoch], **row}
+        {"update": int(epoch) * in_an_epoch, **_short({"seconds": passed[epoch], **row})}
         for epoch, row in validations.items()
     ]
     every = max(1, len(losses) // 20)  # the record is small: twenty points are enough

@@ -16,6 +16,9 @@ from tests.backbones import BACKBONES, small_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+# pytest's processes have a core each; alone, a run takes two
+THREADS = 2 if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") == "1" else 1
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # what CI does for one of MONAI's networks and one of ours alone; for the others it is slow
@@ -66,7 +69,7 @@ def bundle(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_python(
-    *arguments: str, cwd: Path, threads: int = 2, timeout: int = 600, **environment: str
+    *arguments: str, cwd: Path, threads: int = THREADS, timeout: int = 600, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python ARGUMENTS`` as a user would, and return what it printed."""
     variables = {**os.environ, "OMP_NUM_THREADS": str(threads), **environment}
