@@ -14,6 +14,7 @@ import torch
 from mod_components.data import make_sample, select
 from mod_components.errors import SettingsError, TrainingError
 from mod_components.study import Run, Study, open_study
+from mod_components.study.run import prediction
 from tests.backbones import small_settings
 
 PLAN: dict[str, Any] = {
@@ -76,9 +77,11 @@ def test_a_finished_run_tells_all_that_a_report_needs(finished: Study, data: Pat
     assert found["updates"] == 4
     assert [point["update"] for point in found["curve"]] == [2, 4]
     assert 0 < found["curve"][0]["seconds"] < found["curve"][1]["seconds"]
-    assert found["training_seconds"] == pytest.approx(found["curve"][1]["seconds"])
+    assert found["training_seconds"] == pytest.approx(found["curve"][1]["seconds"], rel=1e-5)
     assert all(0 <= point["val_mean_dice"] <= 1 for point in found["curve"])
     assert set(found["scores"]) == {case["case"] for case in select(finished.datalist)[1]}
+    maps = [prediction(finished.folder / BASELINE.folder, case) for case in found["scores"]]
+    assert all(path.is_file() for path in maps)
     assert found["threads"] >= 1
     assert {"dice_tc", "dice_wt", "dice_et", "hd95_wt"} <= set(next(iter(found["scores"].values())))
 
