@@ -45,13 +45,14 @@ def draw_surface(
         A picture, (rows, columns, 3) from 0 to 1, black behind, 1 mm a pixel.
 
     Raises:
-        ValueError: if the view is none of these.
+        ValueError: if the view is none of these, or there is no region.
     """
     if view not in VIEWS:
         raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}.")
     from matplotlib.colors import to_rgb
 
-    box = _box(frame)
+    # the smallest box; without anything to frame, all of it
+    box = (ndimage.find_objects(frame.astype(np.int8)) or [(slice(None),) * frame.ndim])[0]
     drawn: NDArray[np.float32] | None = None
     opaque = True
     for name, mask in reversed(list(masks.items())):  # from the inside out
@@ -67,15 +68,6 @@ def draw_surface(
     if drawn is None:
         raise ValueError("masks: there is no region to draw.")
     return drawn.astype(np.float32)
-
-
-def _box(frame: NDArray[np.bool_]) -> tuple[slice, ...]:
-    box = []
-    for axis, size in enumerate(frame.shape):
-        where = np.flatnonzero(frame.any(tuple({0, 1, 2} - {axis})))
-        low, high = (where[0], where[-1] + 1) if where.size else (0, size)
-        box.append(slice(max(low - _MARGIN, 0), min(high + _MARGIN, size)))
-    return tuple(box)
 
 
 def _fine(mask: NDArray[np.bool_], spacing: tuple[float, float, float]) -> Volume:
