@@ -48,9 +48,7 @@ class Gradients:
         ]
         trainer.loss_function = self.noting(trainer.loss_function, "segmentation")
         if tokenizer := mod.get("tokenizer"):
-            object.__setattr__(
-                tokenizer, "losses", self.noting(tokenizer.losses, "token", "class")
-            )
+            object.__setattr__(tokenizer, "losses", self.noting(tokenizer.losses, "token", "class"))
         if predictor := mod.get("predictor"):
             object.__setattr__(predictor, "loss", self.noting(predictor.loss, "reconstruction"))
         trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, self.measure)
