@@ -127,6 +127,8 @@ class Plan:
             self.folds, self.seeds, self.labelled, self.bundles, self.arms
         ):
             run = self._run_of(arm, Run(bundle, arm, labelled, fold, seed))
+            if self.arms[arm].unlabelled and not run.labelled:
+                continue  # no scan is left without labels
             if run not in seen:  # an arm with a number of cases of its own is run once
                 seen.add(run)
                 yield run
