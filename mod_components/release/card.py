@@ -67,7 +67,7 @@ def card_values(
         "crop_text": _crop_text(row, training is not None),
         "use_text": _use_text(package),
         "method_text": _method_text(_parts(training)),
-        "loss_text": _loss_text(_parts(training)),
+        "loss_text": _loss_text(training),
         "mod_text": f"\n- MOD reads the {row['tap_text']}." if _parts(training) else "",
     }
     if training is None:
@@ -168,7 +168,8 @@ def _method_text(parts: Sequence[str]) -> str:
     )
 
 
-def _loss_text(parts: Sequence[str]) -> str:
+def _loss_text(training: Mapping[str, Any] | None) -> str:
+    parts = _parts(training)
     losses = [
         *(["token", "class"] if "Online Tokenizer" in parts else []),
         *(["reconstruction"] if "Dense Predictor" in parts else []),
@@ -178,7 +179,9 @@ def _loss_text(parts: Sequence[str]) -> str:
         return text
     named = losses[0] if len(losses) == 1 else f"{', '.join(losses[:-1])} and {losses[-1]}"
     plural = "loss" if len(losses) == 1 else "losses"
-    return f"{text}, plus MOD's {named} {plural} on two masked views"
+    one = training is not None and training["settings"].get("views") == "one"
+    views = "one masked view" if one else "two masked views"
+    return f"{text}, plus MOD's {named} {plural} on {views}"
 
 
 def _weights_text(training: Mapping[str, Any]) -> str:

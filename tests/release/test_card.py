@@ -45,6 +45,12 @@ def test_without_weights_there_is_no_figure() -> None:
     assert metadata["data_source"] == "https://www.synapse.org/brats"
 
 
+def test_the_losses_of_one_view_are_not_said_to_be_of_two(on_data: dict[str, Any]) -> None:
+    assert card_values(on_data, ROW)["loss_text"].endswith("losses on two masked views")
+    on_data["settings"]["views"] = "one"
+    assert card_values(on_data, ROW)["loss_text"].endswith("losses on one masked view")
+
+
 def test_our_networks_need_the_package_or_its_copy() -> None:
     row = backbones()["segmamba"]
     values = card_values(None, row)
