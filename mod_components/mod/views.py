@@ -22,7 +22,7 @@ from mod_components.mod.step import MODHandler, MODStep, as_plain_tensor, sample
 from mod_components.networks import Tap, probe_tap
 from mod_components.settings import whole_number
 
-__all__ = ["MaskedViews", "intensity_view"]
+__all__ = ["MaskedViews", "intensity_view", "unlabelled_crops"]
 
 SCALE = 0.1
 SHIFT = 0.1
@@ -234,7 +234,7 @@ class MaskedViews(MODHandler):
         if self.views == "one":
             clean = self.tap.as_feature(self._heard.pop(), x.shape[2:])
         keys = sample_keys(engine, len(x))
-        if (unlabelled := _unlabelled(engine, x)) is not None:
+        if (unlabelled := unlabelled_crops(engine, x)) is not None:
             x, keys = torch.cat([x, unlabelled[0]]), keys + unlabelled[1]
         with torch.autocast(x.device.type, enabled=False):  # targets stay in full precision
             views, masks = self.draw(x, engine.state.iteration, keys)
@@ -254,8 +254,17 @@ class MaskedViews(MODHandler):
         engine.state.mod = None
 
 
-def _unlabelled(engine: SupervisedTrainer, x: Tensor) -> tuple[Tensor, list[int]] | None:
-    """Unlabelled crops (U, C, D, H, W) of the batch, and a number for each, if there are any."""
+def unlabelled_crops(engine: SupervisedTrainer, x: Tensor) -> tuple[Tensor, list[int]] | None:
+    """The unlabelled crops that came along with a batch.
+
+    Args:
+        engine: the trainer in a step.
+        x: the batch's own crops (B, C, D, H, W); device and type are taken from them.
+
+    Returns:
+        Crops (U, C, D, H, W) and a number for each that depends on its case alone; None where there
+        are none.
+    """
     batch = engine.state.batch
     if not isinstance(batch, dict) or UNLABELLED not in batch:
         return None
