@@ -127,11 +127,17 @@ class Plan:
             self.folds, self.seeds, self.labelled, self.bundles, self.arms
         ):
             run = self._run_of(arm, Run(bundle, arm, labelled, fold, seed))
-            if self.arms[arm].unlabelled and not run.labelled:
+            if not labelled and self._needs_scans_alone(arm):
                 continue  # no scan is left without labels
             if run not in seen:  # an arm with a number of cases of its own is run once
                 seen.add(run)
                 yield run
+
+    def _needs_scans_alone(self, name: str) -> bool:
+        """Whether an arm differs by its unlabelled scans, and no other one begins with it."""
+        arm = self.arms[name]
+        begun_with = any(other.start_from == name for other in self.arms.values())
+        return arm.unlabelled and arm.labelled is None and not begun_with
 
     def source(self, run: Run) -> Run | None:
         """The run whose weights another one begins with, if it does not begin with random ones."""

@@ -13,7 +13,7 @@ from mod_components.study import Run, read_plan
 ARMS: dict[str, Any] = {
     "baseline": {"use_mod": False},
     "mod": {},
-    "scans": {"unlabelled": True, "weights": "model_ema.pt"},
+    "scans": {"weights": "model_ema.pt"},
 }
 PLAN: dict[str, Any] = {
     "name": "made up",

@@ -35,6 +35,17 @@ def test_the_runs_are_all_combinations_with_whole_pairs_first(tmp_path: Path) ->
     assert len({run.folder for run in runs}) == len(runs)
 
 
+def test_scans_that_another_arm_begins_with_are_run_where_all_cases_are_labelled(
+    tmp_path: Path,
+) -> None:
+    arms = {"scans": {"unlabelled": True}, "after": {"start_from": "scans"}}
+    plan = read_plan(write(tmp_path, arms=arms, labelled=[0], seeds=[0]))
+    assert [run.arm for run in plan.runs()] == ["scans", "after"] * 2
+    own = {"baseline": {}, "scans": {"unlabelled": True, "labelled": 0}}
+    plan = read_plan(write(tmp_path, arms=own, labelled=[0], seeds=[0]))
+    assert [run.arm for run in plan.runs()] == ["baseline", "scans"] * 2
+
+
 def test_defaults(tmp_path: Path) -> None:
     plan = read_plan(write(tmp_path))
     assert (plan.name, plan.folds, plan.validations) == ("small", (-1,), 5)

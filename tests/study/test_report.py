@@ -68,7 +68,7 @@ def test_what_ran(text: str) -> None:
         "- versions: torch 2.4.0",
         '- baseline: `{"use_mod": false}`',
         "- mod: as the bundle is",
-        "- scans: with unlabelled scans; weights: `model_ema.pt`",
+        "- scans: weights: `model_ema.pt`",
         "| vit | scans | 7 | 8 |",
     ):
         assert f"\n{line}\n" in text
