@@ -39,6 +39,8 @@ class Gradients:
 
         self.losses: dict[str, Any] = {}
         self.sums: dict[str, list[float]] = defaultdict(list)
+        if "views" not in mod:
+            raise SystemExit("this training has no loss of MOD: set use_mod=true")
         modules = dict(network.named_modules())
         self.encoder = [
             parameter
@@ -102,7 +104,7 @@ def run(options: argparse.Namespace, folder: str) -> None:
     config.update(given)
     config.get_parsed_content("initialize")
     trainer = config.get_parsed_content("train#trainer")
-    found = config.get_parsed_content("mod")
+    found = {name: part for name, part in config.get_parsed_content("mod").items() if part}
     gradients = Gradients(trainer, config.get_parsed_content("network"), found)
 
     @trainer.on(Events.ITERATION_COMPLETED(every=options.interval))

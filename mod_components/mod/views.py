@@ -262,8 +262,8 @@ def unlabelled_crops(engine: SupervisedTrainer, x: Tensor) -> tuple[Tensor, list
         x: the batch's own crops (B, C, D, H, W); device and type are taken from them.
 
     Returns:
-        Crops (U, C, D, H, W) and a number for each that depends on its case alone; None where there
-        are none.
+        Crops (U, C, D, H, W) and a number for each, from its case and from how many crops of that
+        case came before it; None where there are none.
     """
     batch = engine.state.batch
     if not isinstance(batch, dict) or UNLABELLED not in batch:

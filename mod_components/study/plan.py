@@ -127,14 +127,14 @@ class Plan:
             self.folds, self.seeds, self.labelled, self.bundles, self.arms
         ):
             run = self._run_of(arm, Run(bundle, arm, labelled, fold, seed))
-            if not labelled and self._needs_scans_alone(arm):
+            if not labelled and self._only_adds_scans(arm):
                 continue  # no scan is left without labels
             if run not in seen:  # an arm with a number of cases of its own is run once
                 seen.add(run)
                 yield run
 
-    def _needs_scans_alone(self, name: str) -> bool:
-        """Whether an arm differs by its unlabelled scans, and no other one begins with it."""
+    def _only_adds_scans(self, name: str) -> bool:
+        """Whether an arm is of use only where cases are left whose labels are not used."""
         arm = self.arms[name]
         begun_with = any(other.start_from == name for other in self.arms.values())
         return arm.unlabelled and arm.labelled is None and not begun_with
