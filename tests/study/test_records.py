@@ -1,0 +1,34 @@
+"""The records that docs/study.md speaks of are there, and a report reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mod_components.study.results import read_study
+
+STUDY = Path(__file__).parents[2] / "docs" / "study"
+FOLDERS = sorted(plan.parent for plan in STUDY.glob("*/*/plan.json"))
+EVALUATED = {6: range(5), 15: [-1]}  # a fifth of 30 cases, or the validation cases, by fold
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_its_runs_can_be_read_and_fit_its_plan(folder: Path) -> None:
+    found = read_study(folder)
+    assert found.runs
+    assert not found.changed
+    for run in found.runs:
+        assert not run.scores or run.run.fold in EVALUATED[len(run.scores)]
+        # beside the others a report would take a curve of another length for a finished one
+        assert not run.curve or run.curve[-1].update == run.updates
+
+
+def test_a_study_stands_on_every_plan() -> None:
+    assert {"crops_of_32", "hour"} <= {folder.name for folder in FOLDERS}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_no_record_names_a_folder_of_a_machine(folder: Path) -> None:
+    for record in folder.glob("runs/**/finished.json"):
+        assert '"/' not in record.read_text(), record
