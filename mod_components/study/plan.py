@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -151,7 +152,7 @@ class Plan:
     def settings_of(self, run: Run) -> dict[str, Any]:
         """The settings of ``train.json`` that the plan gives a run."""
         own = {**self.settings, **self.bundles[run.bundle], **self.arms[run.arm].settings}
-        return dict(own)
+        return copy.deepcopy(own)  # MONAI's parser rewrites references in what it is given
 
     def digest(self, run: Run) -> str:
         """What a run depends on, as 16 hexadecimal digits; not where the data lie.

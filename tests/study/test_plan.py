@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from monai.bundle import ConfigParser
 
 from mod_components.errors import DataError, SettingsError
 from mod_components.study import Run, read_plan
@@ -86,6 +87,15 @@ def test_a_run_keeps_its_digest_when_others_are_added_and_loses_it_when_it_chang
         {"dataset_dir": "other"},
     ):
         assert read_plan(write(tmp_path, **changes)).digest(run) != digest, changes
+
+
+def test_whoever_gets_the_settings_cannot_change_the_plan(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path, arms={"mod": {"mod#average": {"views": "@mod#views"}}}))
+    run = Run("unetr_mod", "mod", 5, -1, 0)
+    digest = plan.digest(run)
+    ConfigParser(plan.settings_of(run)).parse()
+    assert plan.settings_of(run)["mod#average"] == {"views": "@mod#views"}
+    assert plan.digest(run) == digest
 
 
 def test_paths_are_relative_to_the_plan_and_the_command_line_wins(tmp_path: Path) -> None:
