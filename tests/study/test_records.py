@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,10 @@ def test_its_runs_can_be_read_and_fit_its_plan(folder: Path) -> None:
         assert not run.curve or 0 <= run.updates - run.curve[-1].update < run.curve[0].update
 
 
-def test_a_study_stands_on_every_plan() -> None:
-    assert {"crops_of_32", "hour"} <= {folder.name for folder in FOLDERS}
+def test_every_folder_that_the_document_names_has_records() -> None:
+    named = re.findall(r"docs/study/((?:trials|results)/\w+)", STUDY.with_suffix(".md").read_text())
+    assert named
+    assert set(named) <= {folder.relative_to(STUDY).as_posix() for folder in FOLDERS}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
