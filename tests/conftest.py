@@ -12,7 +12,7 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share what is dear to make run in one process: a file's, or a backbone's."""
     for item in items:
