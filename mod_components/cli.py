@@ -222,14 +222,14 @@ class Commands:
         """
         from mod_components.study import open_study
 
-        parameters = _parameters(cluster)
+        parameters = _parameters(cluster) if cluster else None
         parallel = max(1, _count("jobs", jobs))
         study = open_study(plan, folder, dataset_dir)
         pending, total = study.pending(), len(list(study.plan.runs()))
         print(f"{study.folder}: {total - len(pending)} of {total} runs are finished")
         if flag(dry_run):
             print("\n".join(str(run.folder) for run in pending))
-        elif parameters:
+        elif parameters is not None:
             print("\n".join(f"job {job}" for job in study.submit(parameters)))
         else:
             print("\n".join(map(str, study.carry_out(parallel))))
@@ -248,7 +248,7 @@ class Commands:
 
 def _parameters(cluster: str) -> dict[str, object]:
     try:
-        found = as_json.loads(cluster or "{}")
+        found = as_json.loads(cluster)
     except ValueError:
         found = None
     if not isinstance(found, dict):

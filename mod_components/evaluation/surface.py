@@ -17,9 +17,9 @@ _LIGHT = np.array([-0.4, -0.8, 0.45])  # to the picture's left, to the viewer, u
 _LIGHT /= np.linalg.norm(_LIGHT)
 _AMBIENT = 0.35
 _GLASS = 0.4
-_MARGIN = 4  # voxels around the box: surfaces are smoothed, and end in it
+_MARGIN = 4  # voxels around the box: light is smoothed, and regions end in it
 _FINEST = 1.0  # mm a pixel
-_SMOOTH = 1.0  # mm
+_SMOOTH = 1.0  # mm; of the light alone: smoothing a region would take away what is thin
 
 Volume = NDArray[np.float32]
 
@@ -71,11 +71,11 @@ def draw_surface(
 
 
 def _fine(mask: NDArray[np.bool_], spacing: tuple[float, float, float]) -> Volume:
-    """A mask on a grid of 1 mm, smoothed, with empty space around it."""
+    """A mask on a grid of 1 mm with empty space around it: 1 inside, 0 outside."""
     padded = np.pad(mask.astype(np.float32), _MARGIN)
     zoom = [edge / _FINEST for edge in spacing]
-    fine = ndimage.zoom(padded, zoom, order=1, grid_mode=True, mode="grid-constant")
-    return np.asarray(ndimage.gaussian_filter(fine, _SMOOTH / _FINEST), np.float32)
+    fine = ndimage.zoom(padded, zoom, order=0, grid_mode=True, mode="grid-constant")
+    return np.asarray(fine, np.float32)
 
 
 def _turned(volume: Volume, view: str) -> Volume:
@@ -91,7 +91,8 @@ def _first_surface(volume: Volume) -> tuple[NDArray[np.bool_], NDArray[np.float3
     depth = inside.argmax(axis=1)
     hit = inside.any(axis=1)
     x, z = np.meshgrid(*(np.arange(size) for size in depth.shape), indexing="ij")
-    slopes = np.stack([np.gradient(volume, axis=a) for a in range(3)], axis=-1)
+    smooth = ndimage.gaussian_filter(volume, _SMOOTH / _FINEST)
+    slopes = np.stack([np.gradient(smooth, axis=a) for a in range(3)], axis=-1)
     # (right, away, up, 3) -> (right, up, 3)
     normal = -slopes[x, depth, z]
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)

@@ -63,11 +63,13 @@ def plot_curves(
         The curves drawn, by run and panel.
 
     Raises:
-        DataError: when a run has no curves.
+        DataError: when there is no run, or one has no curves.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    if not runs:
+        raise DataError("there is no run to draw: give NAME=FOLDER for each.")
     curves = {name: read_curves(folder) for name, folder in runs.items()}
     panels = [panel for panel in PANELS if any(panel in run for run in curves.values())]
     columns = min(3, len(panels))

@@ -8,7 +8,7 @@ from typing import Any
 
 from mod_components.data import make_datalist, make_sample, select
 from mod_components.errors import SettingsError
-from mod_components.study.plan import Plan, Run
+from mod_components.study.plan import OWN_SPLIT, Plan, Run
 
 __all__ = ["labelled_cases", "run_datalist", "study_datalist"]
 
@@ -27,9 +27,15 @@ def study_datalist(plan: Plan) -> dict[str, Any]:
         SettingsError: if the plan wants more labelled cases, or other folds, than there are.
     """
     datalist = make_datalist(plan.dataset_dir or make_sample(), seed=SPLIT_SEED)
+    if {OWN_SPLIT, 0} <= set(plan.folds) and not datalist["validation"]:
+        raise SettingsError(
+            f"folds: {datalist['dataset_dir']} has no validation cases of its own, so that -1 and "
+            "0 hold out the same ones: leave one of them out."
+        )
+    most = max(*plan.labelled, *(arm.labelled or 0 for arm in plan.arms.values()))
     for fold in plan.folds:
         there = len(select(datalist, fold)[0])
-        if (most := max(plan.labelled)) > there:
+        if most > there:
             raise SettingsError(
                 f"labelled: the plan asks for {most} cases, and {there} of "
                 f"{datalist['dataset_dir']} train when fold {fold} is held out."

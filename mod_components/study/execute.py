@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,14 +18,16 @@ from mod_components.errors import SettingsError, TrainingError
 from mod_components.files import save_json
 from mod_components.release import backbones, render
 from mod_components.study.data import study_datalist
-from mod_components.study.plan import Plan, Run, read_plan
-from mod_components.study.run import carry_out, is_finished, prepare_run
+from mod_components.study.plan import Plan, Run
+from mod_components.study.plan_file import read_plan
+from mod_components.study.prepare import check_networks, run_settings
+from mod_components.study.run import carry_out, is_finished
 
-__all__ = ["Study", "open_study"]
+__all__ = ["PLAN", "Study", "open_study"]
 
 logger = logging.getLogger("mod_components.study")
 
-PLAN = "plan.json"
+PLAN, TABLE = "plan.json", "table.json"
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,13 @@ class Study:
         """Runs that are not finished.
 
         Raises:
-            SettingsError: if one is finished with other settings than the plan's.
+            SettingsError: if one is finished with other settings than the plan's, or on other
+                cases.
         """
-        return [run for run in self.plan.runs() if not is_finished(self.plan, run, self.folder)]
+        return [run for run in self.plan.runs() if not self._is_finished(run)]
+
+    def _is_finished(self, run: Run) -> bool:
+        return is_finished(self.plan, run, self.folder, self.datalist)
 
     def carry_out(self, jobs: int = 1) -> list[Path]:
         """Run what has not run yet, on this machine.
@@ -63,7 +70,7 @@ class Study:
         Raises:
             TrainingError: at the end, naming every run that failed.
         """
-        threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0
+        threads = max(1, _cores() // jobs) if jobs > 1 else 0
         done: list[Path | Exception | None] = []
         with ThreadPoolExecutor(jobs) as pool:
             for stage in self.stages():
@@ -84,19 +91,29 @@ class Study:
 
     def attempt(self, run: Run, threads: int = 0) -> Path | Exception | None:
         """Carry out one run; its error where it fails, None where another process is at it."""
-        folder = self.folder / run.folder
-        with _claimed(folder) as ours:
-            if not ours:
+        with _claimed(self.folder / run.folder) as lock:
+            if lock is None:
                 logger.info("%s is being run by another process", run.folder)
                 return None
-            if is_finished(self.plan, run, self.folder):  # meanwhile, by another process
-                return None
-            logger.info("%s", run.folder)
             try:
-                return carry_out(self.plan, run, self.folder, self.datalist, threads)
+                if self._is_finished(run):  # meanwhile, by another process
+                    return None
+                self._check_source(run)
+                logger.info("%s", run.folder)
+                return carry_out(
+                    self.plan, run, self.folder, self.datalist, threads, keep_open=[lock]
+                )
             except Exception as error:  # the others are to run all the same
                 logger.error("%s failed", run.folder)
                 return error
+
+    def _check_source(self, run: Run) -> None:
+        source = self.plan.source(run)
+        if source is not None and not self._is_finished(source):
+            raise TrainingError(
+                f"{run.folder} begins with the weights of {source.folder}, which is not finished: "
+                "run the study again when it is."
+            )
 
     def submit(self, parameters: Mapping[str, Any]) -> list[str]:
         """Hand each run that is not finished to SLURM as a job of its own.
@@ -109,7 +126,7 @@ class Study:
             The jobs' numbers.
 
         Raises:
-            SettingsError: where submitit is not installed.
+            SettingsError: where submitit or SLURM is not there, or it has no such parameter.
         """
         try:
             import submitit
@@ -117,8 +134,12 @@ class Study:
             raise SettingsError(
                 "a study on a cluster needs submitit: pip install mod-components[cluster]."
             ) from None
-        executor = submitit.AutoExecutor(folder=self.folder / "jobs")
-        executor.update_parameters(name=f"study_{self.plan.name}", **parameters)
+        own = {"name": f"study_{self.plan.name}", **parameters}
+        try:  # without a cluster's name submitit would start all jobs here, at once
+            executor = submitit.AutoExecutor(folder=self.folder / "jobs", cluster="slurm")
+            executor.update_parameters(**own)
+        except (RuntimeError, TypeError, NameError, ValueError) as error:
+            raise SettingsError(f"cluster: submitit does not take {own} here: {error}") from error
         with executor.batch():
             # what begins with another run's weights waits: a second call submits it
             ready = self.stages()[:1]
@@ -152,11 +173,16 @@ def open_study(
     root = Path(os.path.abspath(folder or Path(path).parent / plan.name))
     _render_bundles(plan, root / "bundles")
     study = Study(plan, root, study_datalist(plan))
-    for run in study.pending():
-        prepare_run(plan, run, root, study.datalist)
+    pending = study.pending()
+    for run in pending:
+        run_settings(plan, run, root, study.datalist)
+    check_networks(plan, pending, root)
     content = json.loads(Path(path).read_text(encoding="utf-8"))
-    # as paths in it are relative to where it was
-    content |= {"dataset_dir": plan.dataset_dir, "table": plan.table}
+    content |= {"dataset_dir": plan.dataset_dir, "table": ""}
+    if plan.table:  # beside the plan, so that a study can be moved and shared
+        content["table"] = TABLE
+        if not (root / TABLE).exists() or not os.path.samefile(plan.table, root / TABLE):
+            shutil.copyfile(plan.table, root / TABLE)
     save_json(content, root / PLAN)
     return study
 
@@ -172,14 +198,25 @@ def _render_bundles(plan: Plan, folder: Path) -> None:
     render(folder, table={short: table[short] for short in wanted.values()})
 
 
+def _cores() -> int:
+    """Cores that this process may use; not every system tells."""
+    mine = getattr(os, "sched_getaffinity", None)
+    return len(mine(0)) if mine else os.cpu_count() or 1
+
+
 @contextmanager
-def _claimed(folder: Path) -> Iterator[bool]:
-    """Whether this process alone works in a folder; the claim ends with the process."""
+def _claimed(folder: Path) -> Iterator[int | None]:
+    """A lock that says that this process alone works in a folder, or None where another does.
+
+    It ends with this process and all that hold its file, too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
+        except BlockingIOError:
+            yield None
             return
-        yield True
+        except OSError as error:
+            logger.warning("%s can't be locked (%s): start it in one process alone", folder, error)
+        yield file.fileno()

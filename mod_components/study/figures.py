@@ -20,7 +20,6 @@ from mod_components.study.results import (
     by_bundle,
     count_name,
     grouped,
-    largest_count,
     network_name,
 )
 from mod_components.study.statistics import Difference, spread
@@ -38,7 +37,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _LINES = ("-", "--", "-.", ":")
 _DPI = 110
 _SMALL = 9
-_ENOUGH_PAIRS = 3
+_ENOUGH = 3
 
 Values = NDArray[np.float64]
 Curve = Sequence[tuple[float, float]]
@@ -123,17 +122,16 @@ def labelled_cases(runs: Sequence[Finished], arms: Sequence[str]) -> Figure:
 
 
 def regions(runs: Sequence[Finished], arms: Sequence[str]) -> Figure:
-    """Dice of each region by arm, at the largest number of labelled cases, as bars from 0.
+    """Dice of each region by arm, as bars from 0.
 
     Args:
-        runs: at least one run.
+        runs: runs of one number of labelled cases.
         arms: names of all arms, the baseline first.
 
     Returns:
         A panel for each bundle; whiskers are the standard deviation over runs.
     """
-    count = largest_count(runs)
-    bundles = by_bundle([run for run in runs if run.run.labelled == count])
+    bundles = by_bundle(runs)
     keys = {**{region: f"dice_{region.lower()}" for region in REGIONS}, "mean": "dice"}
     places = np.arange(len(keys))
     figure, panels = _panels(len(bundles))
@@ -144,11 +142,14 @@ def regions(runs: Sequence[Finished], arms: Sequence[str]) -> Figure:
             found = [spread([100 * run.mean(key) for run in of_arm]) for key in keys.values()]
             x = places + (number - (len(here) - 1) / 2) * width
             heights, sd = [s.mean for s in found], [np.nan_to_num(s.sd) for s in found]
-            colour = _style(arms.index(arm))["color"]
+            place = arms.index(arm)
+            bars: dict[str, Any] = {"color": _style(place)["color"], "label": arm}
+            bars["hatch"] = "/" * 4 * (place // len(_COLOURS)) or None
             # grey whiskers show on black bars, too
             whiskers = {"ecolor": "#999999", "capsize": 2}
-            axes.bar(x, heights, 0.9 * width, yerr=sd, color=colour, label=arm, error_kw=whiskers)
-        _frame(axes, f"{network_name(bundle)}, labelled: {count_name(count)}", "", "Dice (%)")
+            axes.bar(x, heights, 0.9 * width, yerr=sd, error_kw=whiskers, **bars)
+        count = count_name(own[0].run.labelled)
+        _frame(axes, f"{network_name(bundle)}, labelled: {count}", "", "Dice (%)")
         axes.set_xticks(places, list(keys))
         axes.set_ylim(0, 100)
     return _with_legend(figure, arms)
@@ -200,7 +201,7 @@ def _reach(lines: Sequence[Difference]) -> float:
     ends = [0.0]
     for line in lines:
         ends += [line.mean, line.both_low, line.both_high]
-        ends += [line.t_low, line.t_high] if line.pairs >= _ENOUGH_PAIRS else []
+        ends += [line.t_low, line.t_high] if line.counted >= _ENOUGH else []
     scale = SCALES[lines[0].metric]
     most = max((abs(scale * end) for end in ends if math.isfinite(end)), default=0.0)
     return 1.1 * most or 1.0
@@ -238,7 +239,8 @@ def _style(place: int) -> dict[str, Any]:
     return {
         "color": _COLOURS[place % len(_COLOURS)],
         "marker": _MARKERS[place % len(_MARKERS)],
-        "linestyle": _LINES[place % len(_LINES)],
+        # another line where colours begin again: no two arms look alike
+        "linestyle": _LINES[(place + place // len(_COLOURS)) % len(_LINES)],
     }
 
 

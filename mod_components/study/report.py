@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mod_components.data import make_sample
 from mod_components.study import figures, panels
-from mod_components.study.plan import OWN_SPLIT, Plan
+from mod_components.study.plan import LAST_STATE, OWN_SPLIT, Plan
 from mod_components.study.published import caveats, published_tables
 from mod_components.study.results import (
     Finished,
@@ -144,7 +145,7 @@ def _arm(plan: Plan, name: str) -> str:
         "with unlabelled scans" if arm.unlabelled else "",
         "" if arm.labelled is None else f"labelled cases: {count_name(arm.labelled)}",
         f"{arm.probe} probe of {arm.start_from}" if arm.probe else source,
-        "" if arm.weights == "last.pt" else f"weights: `{arm.weights}`",
+        "" if arm.weights == LAST_STATE else f"weights: `{arm.weights}`",
         "" if arm.evaluate else "not evaluated",
     )
     return f"{name}: {'; '.join(filter(None, facts)) or 'as the bundle is'}"
@@ -154,8 +155,12 @@ def _scores(report: _Report, runs: Sequence[Finished], arms: Sequence[str]) -> N
     report.text("## Accuracy on the held-out cases")
     report.text("Of the network after the last update; no validation chose it.")
     report.table(score_table(runs, "scores", "Dice and HD95 by region (as Tables I and II)"))
-    caption = "Dice by region and arm (as Fig. 6): mean and standard deviation over runs."
-    report.figure(figures.regions(runs, arms), "regions.png", caption)
+    for count, own in _by_count(runs).items():
+        caption = (
+            f"Dice by region and arm (as Fig. 6), labelled cases: {count_name(count)}. Mean and "
+            "standard deviation over runs."
+        )
+        report.figure(figures.regions(own, arms), f"regions_{_file_part(count)}.png", caption)
 
 
 def _pairs(report: _Report, runs: Sequence[Finished], arms: Sequence[str]) -> None:
@@ -188,9 +193,13 @@ def _convergence(report: _Report, runs: Sequence[Finished], plan: Plan) -> None:
             f"{', '.join(later)}: updates and hours of the arm that they start from do not count "
             "here; add them where the whole training is meant."
         )
-    for count in dict.fromkeys(run.run.labelled for run in runs):
-        own = [run for run in runs if run.run.labelled == count]
-        name = f"convergence_{f'n{count}' if count else 'all'}.png"
+    if averaged := [name for name, arm in plan.arms.items() if arm.weights != LAST_STATE]:
+        report.text(
+            f"{', '.join(averaged)}: curves are of the network in training, scores of its moving "
+            "average."
+        )
+    for count, own in _by_count(runs).items():
+        name = f"convergence_{_file_part(count)}.png"
         caption = (
             f"Dice on the held-out cases during the training (as Fig. 4), labelled cases: "
             f"{count_name(count)}. Mean over runs, and the band from the least to the most."
@@ -277,6 +286,16 @@ def _data_set(plan: Plan, runs: Sequence[Finished]) -> str:
 
 def _crop(size: Any) -> str:
     return " × ".join(map(str, size)) if isinstance(size, list) else str(size or "")
+
+
+def _by_count(runs: Sequence[Finished]) -> dict[int, list[Finished]]:
+    """Runs by number of labelled cases, all of them last."""
+    counts = sorted({run.run.labelled for run in runs}, key=lambda count: count or math.inf)
+    return {count: [run for run in runs if run.run.labelled == count] for count in counts}
+
+
+def _file_part(count: int) -> str:
+    return f"n{count}" if count else "all"
 
 
 def _distinct(values: Iterable[Any]) -> str:

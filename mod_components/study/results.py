@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from mod_components.data.records import REGIONS
 from mod_components.errors import DataError
 from mod_components.study.execute import PLAN
-from mod_components.study.plan import Plan, Run, read_plan
-from mod_components.study.run import FINISHED
+from mod_components.study.plan import Plan, Run
+from mod_components.study.plan_file import read_plan
+from mod_components.study.record import FINISHED
 
 __all__ = [
     "METRICS",
@@ -29,7 +30,6 @@ __all__ = [
     "count_name",
     "grouped",
     "known_mean",
-    "largest_count",
     "network_name",
     "read_finished",
     "read_study",
@@ -61,6 +61,7 @@ class Finished:
     Attributes:
         run: which one of the plan.
         training: number of labelled cases that it trained with.
+        training_ids: their ids; empty in records of old.
         updates: updates made.
         seconds: seconds of training, validations left out.
         threads: threads of torch.
@@ -75,6 +76,7 @@ class Finished:
 
     run: Run
     training: int
+    training_ids: tuple[str, ...]
     updates: int
     seconds: float
     threads: int
@@ -169,11 +171,6 @@ def count_name(labelled: int) -> str:
     return str(labelled) if labelled else "all"
 
 
-def largest_count(runs: Sequence[Finished]) -> int:
-    """The largest number of labelled cases among runs; 0, which stands for all, is the largest."""
-    return max((found.run.labelled for found in runs), key=_size)
-
-
 def network_name(bundle: str) -> str:
     """A bundle's network: arms without MOD are runs of a bundle called ``_mod``, too."""
     return bundle.removesuffix("_mod")
@@ -252,6 +249,7 @@ def _finished(content: Mapping[str, Any], run: Run) -> Finished:
     return Finished(
         run=run,
         training=int(content["training"] or 0),
+        training_ids=tuple(map(str, content.get("training_ids", ()))),
         updates=updates,
         seconds=_number(content["training_seconds"]),
         threads=int(content["threads"]),

@@ -20,6 +20,7 @@ __all__ = [
     "Spread",
     "crossed_intervals",
     "differences",
+    "independent",
     "paired_test",
     "pairs_of",
     "spread",
@@ -56,6 +57,8 @@ class Difference:
 
     A pair are two runs of one bundle, number of labelled cases, fold and seed. Its difference is
     the mean, over the held-out cases in which both runs' figure is defined, of arm − baseline.
+    Pairs of one fold share their held-out cases and most of their training cases, so where there
+    are several folds, the mean of a fold is what Student's interval and test count as one.
 
     Attributes:
         bundle: the bundle.
@@ -63,12 +66,14 @@ class Difference:
         arm: the arm.
         metric: one of :data:`COMPARED`; Dice in fractions of 1, HD95 in mm.
         pairs: number of pairs.
+        counted: number of folds, or of pairs where there is one fold.
         cases: number of different held-out cases in them.
-        mean: mean of the pairs' differences.
-        t_low: lower end of Student's 95 % interval of the mean over pairs. It answers: where would
-            the mean lie with other seeds and folds, on these held-out cases? nan with one pair.
+        mean: mean over folds of the mean of their pairs' differences.
+        t_low: lower end of Student's 95 % interval of the mean. It answers: where would the mean
+            lie with other folds, or, of one fold, with other seeds on its held-out cases? nan with
+            one pair.
         t_high: its upper end.
-        p: of the paired t test, two-sided; nan with one pair, 1 where no pair differs at all.
+        p: of the paired t test, two-sided; nan with one pair, 1 where nothing differs at all.
         p_holm: ``p`` adjusted by Holm's method for the number of arms that are compared with the
             baseline in this bundle, number of labelled cases and figure.
         both_low: lower end of the 95 % interval of :func:`crossed_intervals`. It answers: where
@@ -82,6 +87,7 @@ class Difference:
     arm: str
     metric: str
     pairs: int
+    counted: int
     cases: int
     mean: float
     t_low: float
@@ -130,7 +136,8 @@ def differences(runs: Sequence[Finished], baseline: str) -> list[Difference]:
         By bundle and number of labelled cases, arm and figure of :data:`COMPARED`.
 
     Raises:
-        DataError: if two runs of a pair were evaluated on no case in common.
+        DataError: if two runs of a pair were evaluated on no case in common, or trained on other
+            labelled cases.
     """
     found: list[Difference] = []
     for (bundle, labelled), group in grouped(runs).items():
@@ -147,18 +154,19 @@ def differences(runs: Sequence[Finished], baseline: str) -> list[Difference]:
 
 def _compare(bundle: str, labelled: int, arm: str, pairs: Sequence[Pair]) -> list[Difference]:
     folds = _changes(pairs)
-    of_pairs = np.concatenate([known_mean(change, axis=1) for change in folds.values()])
+    units, pairs_in = independent(folds)
     low, high = crossed_intervals(folds)
     lines = []
     for index, metric in enumerate(COMPARED):
-        change = of_pairs[~np.isnan(of_pairs[:, index]), index]
+        change = units[~np.isnan(units[:, index]), index]
         t_low, t_high, p = paired_test(change)
         line = Difference(
             bundle=bundle,
             labelled=labelled,
             arm=arm,
             metric=metric,
-            pairs=change.size,
+            pairs=int(pairs_in[index]),
+            counted=change.size,
             cases=len({case for _, run in pairs for case in run.scores}),
             mean=float(known_mean(change, axis=0)),
             t_low=t_low,
@@ -182,9 +190,12 @@ def _changes(pairs: Sequence[Pair]) -> dict[int, Array]:
         cases = sorted({case for pair in own for run in pair for case in run.scores})
         values = np.full((len(own), len(cases), len(COMPARED)), np.nan)
         for index, (first, second) in enumerate(own):
+            where = f"{first.run.folder.as_posix()} and {second.run.folder.as_posix()}"
             if not first.scores.keys() & second.scores.keys():
-                where = f"{first.run.folder.as_posix()} and {second.run.folder.as_posix()}"
                 raise DataError(f"{where} have no held-out case in common: were folds changed?")
+            known = first.training_ids and second.training_ids
+            if known and first.training_ids != second.training_ids:
+                raise DataError(f"{where} trained on other cases: was the data set changed?")
             for column, metric in enumerate(COMPARED):
                 a, b = first.by_case(metric), second.by_case(metric)
                 row = [b.get(case, math.nan) - a.get(case, math.nan) for case in cases]
@@ -193,15 +204,32 @@ def _changes(pairs: Sequence[Pair]) -> dict[int, Array]:
     return changes
 
 
+def independent(changes: Mapping[int, Array]) -> tuple[Array, Array]:
+    """What may be counted as independent: means of folds, or of one fold its pairs.
+
+    Args:
+        changes: differences of each fold, (pairs, cases, figures); nan where a case does not count.
+
+    Returns:
+        Differences, (folds or pairs, figures), nan where there is none, and the number of pairs
+        with a value, (figures,).
+    """
+    of_pairs = [known_mean(change, axis=1) for change in changes.values()]
+    number = sum((~np.isnan(own)).sum(axis=0) for own in of_pairs)
+    if len(of_pairs) == 1:
+        return of_pairs[0], np.asarray(number)
+    return np.stack([known_mean(own, axis=0) for own in of_pairs]), np.asarray(number)
+
+
 def paired_test(change: Array) -> tuple[float, float, float]:
     """Student's 95 % interval of the mean difference, and the paired t test.
 
     Args:
-        change: (pairs,), each pair's difference, without nan.
+        change: differences, of each pair or the mean of each fold, without nan.
 
     Returns:
-        Lower end, upper end and two-sided p. With fewer than two pairs all three are nan: a single
-        pair does not tell how much pairs differ.
+        Lower end, upper end and two-sided p. With fewer than two all three are nan: a single one
+        does not tell how much they differ.
     """
     n = len(change)
     if n < 2:
@@ -216,11 +244,11 @@ def paired_test(change: Array) -> tuple[float, float, float]:
 def crossed_intervals(changes: Mapping[int, Array]) -> tuple[Array, Array]:
     """95 % intervals of mean differences when both runs and cases might have been others.
 
-    A bootstrap of 10,000 resamples with a fixed seed: each draws pairs of runs with replacement
-    and, independently, the cases of each fold with replacement. All seeds of a fold are evaluated
-    on the same cases, so a drawn case counts in all of the fold's runs; that its difficulty is
-    common to them is not averaged away, as it would be if every score were a draw of its own. The
-    ends are percentiles of the means over drawn pairs of the means over drawn cases. Resampling
+    A bootstrap of 10,000 resamples with a fixed seed: each draws folds with replacement and, within
+    each fold, pairs of runs and, independently, cases. All seeds of a fold are evaluated on the
+    same cases, so a drawn case counts in all of the fold's runs; that its difficulty is common to
+    them is not averaged away, as it would be if every score were a draw of its own. The ends are
+    percentiles of the means over drawn folds of their means over drawn pairs and cases. Resampling
     crossed factors is a little too wide for many pairs and cases (Owen, Ann. Appl. Stat. 1, 2007)
     and too narrow for a handful; one pair, or one case, is drawn again and again, and its own
     variation is then not in the interval.
@@ -232,19 +260,26 @@ def crossed_intervals(changes: Mapping[int, Array]) -> tuple[Array, Array]:
         Lower and upper ends, both (figures,); nan for a figure without a value.
     """
     generator = np.random.default_rng(_SEED)
-    drawn = [_means_over_drawn_cases(change, generator) for change in changes.values()]
-    means = np.concatenate(drawn, axis=1)  # (resamples, pairs, figures)
-    number = means.shape[1]
-    weights = _draws(number, generator)[:, :, None] * ~np.isnan(means)
-    totals = (weights * np.nan_to_num(means)).sum(axis=1)
-    counts = weights.sum(axis=1)
-    resampled = np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
-    ends = np.full((2, means.shape[2]), np.nan)
+    of_folds = []
+    for change in changes.values():
+        means = _means_over_drawn_cases(change, generator)  # (resamples, pairs, figures)
+        of_folds.append(_mean_of_drawn(means, generator))
+    resampled = np.stack(of_folds, axis=1)  # (resamples, folds, figures)
+    resampled = _mean_of_drawn(resampled, generator)  # (resamples, figures)
+    ends = np.full((2, resampled.shape[1]), np.nan)
     for figure, values in enumerate(resampled.T):
         known = values[~np.isnan(values)]
         if known.size:
             ends[:, figure] = np.percentile(known, _ENDS)
     return ends[0], ends[1]
+
+
+def _mean_of_drawn(values: Array, generator: np.random.Generator) -> Array:
+    """Means over draws with replacement: (resamples, n, figures) to (resamples, figures)."""
+    weights = _draws(values.shape[1], generator)[:, :, None] * ~np.isnan(values)
+    totals = (weights * np.nan_to_num(values)).sum(axis=1)
+    counts = weights.sum(axis=1)
+    return np.where(counts > 0, totals / np.maximum(counts, 1), np.nan)
 
 
 def _means_over_drawn_cases(change: Array, generator: np.random.Generator) -> Array:

@@ -17,7 +17,6 @@ from mod_components.study.results import (
     by_arm,
     count_name,
     grouped,
-    largest_count,
     network_name,
 )
 from mod_components.study.speed import catch_ups, costs, levels
@@ -113,28 +112,28 @@ def progress_table(results: StudyResults) -> Table:
 
 
 def score_table(runs: Sequence[Finished], name: str, title: str) -> Table:
-    """Dice and HD95 of every region, by network and arm, at the largest number of labelled cases.
+    """Dice and HD95 of every region, by network, number of labelled cases and arm.
 
     Args:
         runs: at least one run.
         name: name of its file.
         title: what it is of.
     """
-    count = largest_count(runs)
     cells, rows = [], []
     for (bundle, labelled), group in grouped(runs).items():
-        for arm, own in by_arm(group).items() if labelled == count else ():
+        for arm, own in by_arm(group).items():
             spreads = {figure: _scaled(own, figure) for figure in FIGURES}
             texts = [_spread_text(spreads[figure]) for figure in FIGURES]
-            cells.append([network_name(bundle), arm, str(len(own)), *texts])
-            row: Row = {"network": network_name(bundle), "arm": arm, "labelled": count}
+            where = [network_name(bundle), count_name(labelled), arm]
+            cells.append([*where, str(len(own)), *texts])
+            row: Row = {"network": where[0], "arm": arm, "labelled": labelled}
             rows.append({**row, "runs": len(own), **_columns(spreads)})
     note = (
-        f"Labelled cases: {count_name(count)}. Dice in %, HD95 in mm: mean ± standard deviation "
-        "over runs (folds and seeds) of the mean over held-out cases; avg is the mean of a case's "
-        "three regions."
+        "Dice in %, HD95 in mm: mean ± standard deviation over runs (folds and seeds) of the mean "
+        "over held-out cases; avg is the mean of a case's three regions."
     )
-    return Table(name, title, note, ["network", "arm", "runs", *SCORE_HEADER], cells, rows)
+    header = ["network", "labelled", "arm", "runs", *SCORE_HEADER]
+    return Table(name, title, note, header, cells, rows)
 
 
 def count_table(runs: Sequence[Finished]) -> Table:
@@ -175,13 +174,15 @@ def difference_table(found: Sequence[Difference], baseline: str, name: str = "pa
             numbers = [str(line.pairs), show(scaled["mean"], sign=True), *intervals, *p]
             cells.append([*where, TITLES[line.metric], *numbers])
         row: Row = {"network": where[0], "labelled": line.labelled, "arm": line.arm}
-        row |= {"metric": line.metric, "pairs": line.pairs, "cases": line.cases, **scaled}
+        row |= {"metric": line.metric, "pairs": line.pairs, "counted": line.counted}
+        row |= {"cases": line.cases, **scaled}
         rows.append({**row, "p": line.p, "p_holm": line.p_holm})
     note = (
         f"Arm − {baseline} over pairs of runs of the same network, number of labelled cases, fold "
-        "and seed, in percentage points and mm. The t interval (95 %, over pairs) says where the "
-        "mean would lie with other seeds and folds on these held-out cases; the second interval "
-        "(bootstrap of pairs and of cases, crossed) with other cases, too. One pair has no t "
+        "and seed, in percentage points and mm. The t interval (95 %) is over folds, each counted "
+        "once with the mean of its pairs, or over pairs where there is one fold: it says where the "
+        "mean would lie with other folds, or with other seeds on these held-out cases; the second "
+        "interval (bootstrap of folds, pairs and cases) with other cases, too. One pair has no t "
         "interval, and its second interval knows of other cases alone; of a handful of pairs the "
         "second interval is too narrow, so read both. p is of the paired t test, Holm adjusts it "
         "for the number of arms."

@@ -29,6 +29,16 @@ def test_size_is_that_of_the_box_in_millimetres() -> None:
             assert picture.max() <= 1
 
 
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0)])
+def test_what_is_thin_is_seen(spacing: tuple[float, float, float]) -> None:
+    rim = ball((20, 15, 10), 8) & ~ball((20, 15, 10), 7)  # one voxel thick
+    one = np.zeros(SHAPE, bool)
+    one[5, 5, 5] = True
+    for mask in (rim, one):
+        seen = draw_surface({"outer": mask}, COLOURS, mask, spacing).any(-1)
+        assert seen.sum() == mask.any(axis=1).sum() * spacing[0] * spacing[2]
+
+
 def test_directions() -> None:
     """A part to the patient's left, in front and high up."""
     everything = np.ones(SHAPE, bool)

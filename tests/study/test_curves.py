@@ -38,3 +38,8 @@ def test_curves_of_two_runs(tmp_path: Path) -> None:
 def test_a_folder_without_curves_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no train.csv: give the output_dir"):
         read_curves(tmp_path)
+
+
+def test_no_run_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no run to draw"):
+        plot_curves({}, tmp_path / "curves.png")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,10 +20,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_sample(tmp_path_factory.mktemp("data") / "sample", cases=6)
 
 
-def plan_of(data: Path, folder: Path, labelled: list[int], folds: list[int]) -> Plan:
+def plan_of(
+    data: Path,
+    folder: Path,
+    labelled: list[int],
+    folds: list[int],
+    arm: dict[str, Any] | None = None,
+) -> Plan:
     content = {
         "bundles": ["unetr_mod"],
-        "arms": {"baseline": {"use_mod": False}},
+        "arms": {"baseline": {"use_mod": False}, "other": arm or {}},
         "updates": 4,
         "dataset_dir": str(data),
         "labelled": labelled,
@@ -76,3 +84,21 @@ def test_more_labelled_cases_than_there_are(data: Path, tmp_path: Path) -> None:
 def test_a_fold_that_is_not_there(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="fold must be"):
         study_datalist(plan_of(data, tmp_path, [2], [9]))
+
+
+def test_an_arm_of_its_own_wants_more_labelled_cases_than_there_are(
+    data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="asks for 500 cases"):
+        study_datalist(plan_of(data, tmp_path, [2], [0], {"labelled": 500}))
+
+
+def test_two_folds_that_hold_out_the_same_cases(data: Path, tmp_path: Path) -> None:
+    without = tmp_path / "data"
+    shutil.copytree(data, without)
+    (without / "splits.json").unlink()
+    for folds in ([-1], [0], [-1, 1]):
+        study_datalist(plan_of(without, tmp_path, [2], folds))
+    with pytest.raises(SettingsError, match="-1 and 0 hold out the same ones"):
+        study_datalist(plan_of(without, tmp_path, [2], [-1, 0]))
+    study_datalist(plan_of(data, tmp_path, [2], [-1, 0]))

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,13 +21,18 @@ import torch
 
 from mod_components.data import make_sample, select
 from mod_components.errors import SettingsError, TrainingError
+from mod_components.release import backbones
 from mod_components.study import Run, Study, open_study
+from mod_components.study.data import run_datalist
+from mod_components.study.execute import _claimed
+from mod_components.study.record import training_cases
 from mod_components.study.run import prediction
 from tests.backbones import small_settings
 
 PLAN: dict[str, Any] = {
     "name": "tiny",
-    "bundles": {"unetr_mod": small_settings("unetr")},
+    # a nested one, too: evaluation must build the network that was trained
+    "bundles": {"unetr_mod": {**small_settings("unetr"), "network_def#res_block": False}},
     "arms": {"baseline": {"use_mod": False}, "weightless": {"mod_weight": 0}},
     "settings": {
         **{"roi_size": [64, 64, 64], "batch_size": 1, "num_workers": 0, "overlap": 0.1},
@@ -83,6 +96,10 @@ def test_a_finished_run_tells_all_that_a_report_needs(finished: Study, data: Pat
     maps = [prediction(finished.folder / BASELINE.folder, case) for case in found["scores"]]
     assert all(path.is_file() for path in maps)
     assert found["threads"] >= 1
+    assert found["training_ids"] == training_cases(
+        run_datalist(finished.datalist, BASELINE), BASELINE
+    )
+    assert len(found["training_ids"]) == 2
     assert {"dice_tc", "dice_wt", "dice_et", "hd95_wt"} <= set(next(iter(found["scores"].values())))
 
 
@@ -118,6 +135,7 @@ def test_a_run_that_was_cut_goes_on(finished: Study, studies: Open) -> None:
     # as many threads as the undisturbed run had: others round otherwise
     study = studies(name="cut", arms={"baseline": PLAN["arms"]["baseline"]})
     folder = study.folder / BASELINE.folder
+    folder.mkdir(parents=True)
     (folder / "test").write_text("in the way of the evaluation")
     with pytest.raises(TrainingError, match=r"evaluate\.log"):
         study.carry_out(jobs=2)
@@ -128,20 +146,50 @@ def test_a_run_that_was_cut_goes_on(finished: Study, studies: Open) -> None:
     assert record(study, BASELINE)["scores"] == record(finished, BASELINE)["scores"]
 
 
-def test_a_cut_run_of_another_plan_is_trained_anew(studies: Open) -> None:
+def test_a_finished_run_on_other_cases_is_refused(finished: Study) -> None:
+    """A case more may change which ones a seed chooses."""
+    fewer = {**finished.datalist, "validation": finished.datalist["validation"][:-1]}
+    with pytest.raises(SettingsError, match="on other cases"):
+        replace(finished, datalist=fewer).pending()
+    renamed = [{**case, "case": f"a{case['case']}"} for case in finished.datalist["training"]]
+    with pytest.raises(SettingsError, match="on other cases"):
+        replace(finished, datalist={**finished.datalist, "training": renamed}).pending()
+
+
+@pytest.fixture
+def begun(studies: Open, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+    """Carries out the baseline until its training would start: whether that would resume."""
+
+    def carried_out(**changes: Any) -> bool:
+        study = studies(name="changed", **changes)
+        seen = []
+
+        def start(*_: Any) -> None:
+            seen.append(json.loads((study.folder / BASELINE.folder / "run.json").read_text()))
+            raise TrainingError("cut")
+
+        monkeypatch.setattr("mod_components.study.run._bundle", start)
+        assert isinstance(study.attempt(BASELINE), TrainingError)
+        return bool(seen[0]["resume"])
+
+    return carried_out
+
+
+def test_a_cut_run_goes_on_unless_its_plan_has_changed(
+    studies: Open, begun: Callable[..., bool]
+) -> None:
     study = studies(name="changed")
     state = study.folder / BASELINE.folder / "models" / "last.pt"
+    assert not begun()
     state.parent.mkdir(parents=True)
     state.write_bytes(b"of the plan before")
-
-    def resumes() -> bool:
-        settings = json.loads((study.folder / BASELINE.folder / "run.json").read_text())
-        return bool(settings["resume"])
-
-    studies(name="changed")
-    assert resumes()
-    studies(name="changed", updates=30)
-    assert not resumes()
+    assert begun()
+    studies(name="changed", updates=30)  # looking at a plan changes nothing
+    assert begun()
+    assert not begun(updates=30)
+    # a second cut, before anything was saved: the state of the plan before must not come back
+    assert not begun(updates=30)
+    assert state.with_name("replaced.pt").read_bytes() == b"of the plan before"
 
 
 @pytest.mark.slow
@@ -192,10 +240,12 @@ def test_probes_train_on_a_frozen_encoder(studies: Open) -> None:
 def test_a_start_without_labels(studies: Open) -> None:
     nothing = {"_target_": "mod_components.losses.NoSegmentationLoss"}
     arms = {
+        "baseline": {"use_mod": False},
         "without_labels": {"loss": nothing, "labelled": 0, "evaluate": False},
         "after": {"use_mod": False, "start_from": "without_labels", "learning_rate": 0},
     }
     study = studies(name="start", arms=arms)
+    assert isinstance(study.attempt(Run("unetr_mod", "after", 2, -1, 3)), TrainingError)
     study.carry_out()
     first = record(study, Run("unetr_mod", "without_labels", 0, -1, 3))
     assert first["scores"] == {}
@@ -222,12 +272,97 @@ def test_a_run_of_another_process_is_left_alone(studies: Open) -> None:
     assert BASELINE in study.pending()
 
 
+def test_a_claim_lasts_as_long_as_the_training_that_a_killed_study_left(tmp_path: Path) -> None:
+    with _claimed(tmp_path) as lock:
+        assert lock is not None
+        left = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+    with _claimed(tmp_path) as other:
+        assert other is None
+    left.kill()
+    left.wait()
+    with _claimed(tmp_path) as free:
+        assert free is not None
+
+
+def test_a_folder_that_can_not_be_locked_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with _claimed(tmp_path) as lock:
+        assert lock is not None
+    assert "start it in one process alone" in caplog.text
+
+
+def test_what_begins_with_a_run_waits_for_it(studies: Open) -> None:
+    arms = {"baseline": {"use_mod": False}, "after": {"start_from": "baseline"}}
+    study = studies(name="waits", arms=arms)
+    result = study.attempt(Run("unetr_mod", "after", 2, -1, 3))
+    assert isinstance(result, TrainingError)
+    assert re.search(r"begins with the weights of .*baseline.*, which is not finished", str(result))
+
+
+class Cluster:
+    """Stands in for submitit: what was asked of it."""
+
+    def __init__(self, known: set[str]) -> None:
+        self.known, self.parameters, self.jobs = known, {}, []
+        self.cluster = ""
+
+    def AutoExecutor(self, folder: Path, cluster: str) -> Cluster:  # noqa: N802
+        self.cluster = cluster
+        return self
+
+    def update_parameters(self, **parameters: Any) -> None:
+        if wrong := set(parameters) - self.known:
+            raise NameError(f"unknown {wrong}")
+        self.parameters = parameters
+
+    def batch(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def submit(self, *job: Any) -> SimpleNamespace:
+        self.jobs.append(job)
+        return SimpleNamespace(job_id=len(self.jobs))
+
+
+def test_runs_are_handed_to_slurm(studies: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    arms = {**PLAN["arms"], "after": {"start_from": "baseline"}}
+    study = studies(name="slurm", arms=arms)
+    cluster = Cluster({"name", "timeout_min"})
+    monkeypatch.setitem(sys.modules, "submitit", cluster)
+    assert study.submit({"timeout_min": 9}) == ["1", "2"]
+    assert cluster.cluster == "slurm", "submitit's own choice without SLURM is this machine"
+    assert cluster.parameters == {"name": "study_slurm", "timeout_min": 9}
+    # what begins with another run's weights waits for it
+    assert [job[1:] for job in cluster.jobs] == [(study, BASELINE), (study, WEIGHTLESS)]
+    with pytest.raises(SettingsError, match=r"submitit does not take .*partition"):
+        study.submit({"partition": "gpu"})
+
+
+def test_a_study_takes_its_table_along(studies: Open, data: Path, tmp_path: Path) -> None:
+    row = {**backbones()["unetr"], "title": "mine"}
+    (tmp_path / "rows.json").write_text(json.dumps({"unetr": row}))
+    study = studies(name="table", table=str(tmp_path / "rows.json"))
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(study.folder, moved)
+    (tmp_path / "rows.json").unlink()
+    again = open_study(moved / "plan.json", moved, str(data))
+    assert again.plan.rows["unetr"]["title"] == "mine"
+    assert again.plan.digest(BASELINE) == study.plan.digest(BASELINE)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"bundles": ["resnet_mod"]}, "no resnet_mod; there are vit_mod"),
         ({"settings": {"batchsize": 2}}, "has no setting batchsize"),
         ({"labelled": [9]}, "asks for 9 cases"),
+        ({"settings": {"network_def#nonsense": 1}}, "unetr_mod, arm baseline: its network can't"),
+        ({"arms": {"a": {"weights": "model_ema.pt"}}}, 'kept with "use_ema": true alone'),
+        ({"arms": {"a": {}, "b": {"start_from": "a", "probe": "strict"}}}, "without MOD"),
     ],
 )
 def test_what_does_not_fit_is_named_before_anything_runs(

@@ -46,7 +46,7 @@ def test_the_files(study: Path, paths: list[Path]) -> None:
     assert [path.name for path in paths] == [
         "report.md",
         "progress.csv",
-        *("scores.csv", "regions.png", "paired.csv", "paired.png"),
+        *("scores.csv", "regions_n5.png", "regions_all.png", "paired.csv", "paired.png"),
         *("labelled_cases.csv", "labelled_cases.png"),
         *("convergence_n5.png", "convergence_all.png", "levels.csv", "catch_up.csv", "cost.csv"),
         *("published.csv", "published_labelled_cases.csv"),

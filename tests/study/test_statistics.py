@@ -19,6 +19,7 @@ from mod_components.study.statistics import (
     Difference,
     crossed_intervals,
     differences,
+    independent,
     paired_test,
     pairs_of,
     spread,
@@ -49,7 +50,7 @@ def test_spread_of_runs() -> None:
     assert math.isnan(nothing.mean)
 
 
-def test_differences_are_the_paired_t_test_of_the_runs_means(runs: tuple[Finished, ...]) -> None:
+def test_differences_are_the_paired_t_test_of_the_folds_means(runs: tuple[Finished, ...]) -> None:
     found = differences(runs, "baseline")
     assert len(found) == 2 * 2 * 2 * len(COMPARED)
     for (bundle, labelled), group in grouped(runs).items():
@@ -59,14 +60,18 @@ def test_differences_are_the_paired_t_test_of_the_runs_means(runs: tuple[Finishe
                     name: [run.mean(metric) for run in group if run.run.arm == name]
                     for name in ("baseline", arm)
                 }
-                expected = stats.ttest_rel(means[arm], means["baseline"])
+                # two pairs in each of two folds: a fold counts once
+                by_fold = {
+                    name: np.reshape(own, (2, 2)).mean(axis=1) for name, own in means.items()
+                }
+                expected = stats.ttest_rel(by_fold[arm], by_fold["baseline"])
                 interval = expected.confidence_interval(0.95)
                 (line,) = [
                     d
                     for d in found
                     if (d.bundle, d.labelled, d.arm, d.metric) == (bundle, labelled, arm, metric)
                 ]
-                assert (line.pairs, line.cases) == (4, 8)
+                assert (line.pairs, line.counted, line.cases) == (4, 2, 8)
                 assert line.mean == pytest.approx(np.mean(means[arm]) - np.mean(means["baseline"]))
                 assert (line.t_low, line.t_high) == pytest.approx((interval.low, interval.high))
                 assert line.p == pytest.approx(expected.pvalue)
@@ -91,7 +96,7 @@ def test_only_runs_with_a_partner_are_compared(tmp_path: Path) -> None:
     pairs = pairs_of(runs, "baseline")
     assert {arm: len(own) for arm, own in pairs.items()} == {"mod": 2, "scans": 3}
     assert all(a.run.pair == b.run.pair and a.run.arm == "baseline" for a, b in pairs["mod"])
-    line = one(differences(runs, "baseline"), "mod")
+    line = one(differences(runs, "baseline"), "mod")  # one pair in each fold
     changes = [b.mean("dice") - a.mean("dice") for a, b in pairs["mod"]]
     assert line.pairs == 2
     assert line.mean == pytest.approx(sum(changes) / 2)
@@ -177,14 +182,15 @@ def test_both_sources_of_variation_add_up() -> None:
 
 
 def test_each_fold_has_cases_of_its_own() -> None:
-    """Two folds of like cases: half the variance of one, as their draws are independent."""
+    """Ten folds of like cases: a fifth of one's variance, as their draws are independent."""
     cases = np.random.default_rng(4).normal(0, 1, 50)
     one_fold = np.tile(cases, (4, 1))[:, :, None]
     alone = np.subtract(*crossed_intervals({0: one_fold})[::-1])
-    # pairs are equal, so that drawing them adds next to nothing
-    together = np.subtract(*crossed_intervals({0: one_fold, 1: one_fold})[::-1])
-    weights = 1 / 2 + 1 / (2 * 8)  # E[share²] of two folds of 4 pairs, drawn 8 times
-    assert together[0] == pytest.approx(alone[0] * math.sqrt(weights), rel=0.06)
+    # folds are equal, so that drawing them adds nothing but their unequal shares
+    many = dict.fromkeys(range(10), one_fold)
+    together = np.subtract(*crossed_intervals(many)[::-1])
+    shares = 1 / 10 + (1 - 1 / 10) / 10  # E[sum of share²] of ten folds, drawn ten times
+    assert together[0] == pytest.approx(alone[0] * math.sqrt(shares), rel=0.06)
 
 
 def test_the_crossed_bootstrap_is_the_one_that_loops_make() -> None:
@@ -194,12 +200,37 @@ def test_the_crossed_bootstrap_is_the_one_that_loops_make() -> None:
     means = []
     for _ in range(3000):
         drawn = {f: generator.integers(0, v.shape[1], v.shape[1]) for f, v in folds.items()}
-        pairs = [(fold, row) for fold, values in folds.items() for row in range(len(values))]
-        chosen = [pairs[index] for index in generator.integers(0, len(pairs), len(pairs))]
-        means.append(np.mean([np.nanmean(folds[fold][row][drawn[fold]]) for fold, row in chosen]))
+        rows = {f: generator.integers(0, len(v), len(v)) for f, v in folds.items()}
+        of_fold = {
+            f: np.mean([np.nanmean(folds[f][row][drawn[f]]) for row in rows[f]]) for f in folds
+        }
+        means.append(np.mean([of_fold[f] for f in generator.integers(0, len(folds), len(folds))]))
     low, high = crossed_intervals({fold: v[:, :, None] for fold, v in folds.items()})
     expected = np.percentile(means, (2.5, 97.5))
     assert (low[0], high[0]) == pytest.approx(tuple(expected), abs=0.05)
+
+
+def test_students_interval_holds_its_level_when_pairs_of_a_fold_are_alike() -> None:
+    """Five folds of three seeds, as much variance between folds as within: the mean is 0."""
+    generator = np.random.default_rng(8)
+    inside = {"folds": 0, "pairs": 0}
+    for _ in range(2000):
+        values = generator.normal(0, 1, (5, 1)) + generator.normal(0, 1, (5, 3))
+        units, number = independent({fold: row[:, None, None] for fold, row in enumerate(values)})
+        assert number == 15
+        for name, change in (("folds", units[:, 0]), ("pairs", values.ravel())):
+            low, high, _ = paired_test(change)
+            inside[name] += low <= 0 <= high
+    assert inside["folds"] / 2000 == pytest.approx(0.95, abs=0.015)
+    assert inside["pairs"] / 2000 < 0.88, "pairs of a fold are not independent"
+
+
+def test_runs_that_trained_on_other_cases_are_refused(tmp_path: Path) -> None:
+    def other(run: Run, content: dict[str, Any]) -> None:
+        content["training_ids"] = ["a", "b" if run.arm == "baseline" else "c"]
+
+    with pytest.raises(DataError, match="seed1 trained on other cases"):
+        differences(read_study(make_study(tmp_path, other)).runs, "baseline")
 
 
 def test_figures_are_resampled_together_and_stay_apart() -> None:

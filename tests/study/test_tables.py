@@ -57,19 +57,19 @@ def test_numbers_to_read() -> None:
 
 def test_scores_are_of_all_cases_in_percent_and_mm(results: StudyResults, tmp_path: Path) -> None:
     table = score_table(results.runs, "scores", "Scores")
-    assert len(table.cells) == 6, "two networks and three arms, with all cases alone"
+    assert len(table.cells) == 12, "two networks, two numbers of cases and three arms"
     own = of(results, "unetr_mod", "mod", 0)
     dice = [100 * run.mean("dice_wt") for run in own]
     distance = [run.mean("hd95") for run in own]
-    line = line_of(table, "unetr", "mod")
-    assert line[2] == "4"
-    assert line[4] == f"{statistics.mean(dice):.2f} ± {statistics.stdev(dice):.2f}"
+    line = line_of(table, "unetr", "all", "mod")
+    assert line[3] == "4"
+    assert line[5] == f"{statistics.mean(dice):.2f} ± {statistics.stdev(dice):.2f}"
     assert line[-1] == f"{statistics.mean(distance):.2f} ± {statistics.stdev(distance):.2f}"
-    assert table.header[3:] == [
+    assert table.header[4:] == [
         *("Dice TC", "Dice WT", "Dice ET", "Dice avg"),
         *("HD95 TC", "HD95 WT", "HD95 ET", "HD95 avg"),
     ]
-    row = written(table, tmp_path)[1]
+    row = written(table, tmp_path)[4]
     assert (row["network"], row["arm"], row["labelled"], row["runs"]) == ("unetr", "mod", "0", "4")
     assert float(row["dice_wt"]) == pytest.approx(statistics.mean(dice), rel=1e-5)
     assert float(row["hd95_sd"]) == pytest.approx(statistics.stdev(distance), rel=1e-5)
@@ -78,10 +78,10 @@ def test_scores_are_of_all_cases_in_percent_and_mm(results: StudyResults, tmp_pa
 def test_markdown_has_a_rule_that_puts_numbers_to_the_right(results: StudyResults) -> None:
     lines = score_table(results.runs, "scores", "Scores").markdown()
     assert lines[0] == "### Scores"
-    assert "Labelled cases: all." in lines[2]
-    assert lines[4].startswith("| network | arm | runs | Dice TC |")
-    assert lines[5] == "| --- | --- |" + " ---: |" * 9
-    assert len(lines) == 6 + 6
+    assert lines[2].startswith("Dice in %, HD95 in mm")
+    assert lines[4].startswith("| network | labelled | arm | runs | Dice TC |")
+    assert lines[5] == "| --- | ---: | --- |" + " ---: |" * 9
+    assert len(lines) == 6 + 12
 
 
 def test_dice_by_number_of_labelled_cases(results: StudyResults, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_what_one_pair_does_not_tell(tmp_path: Path) -> None:
     assert line[7].startswith("[")
     row = written(table, tmp_path)[0]
     assert row["t_low"] == row["p"] == row["p_holm"] == ""
-    scores = line_of(score_table(runs, "scores", ""), "unetr", "mod")
+    scores = line_of(score_table(runs, "scores", ""), "unetr", "5", "mod")
     assert "±" not in "".join(scores), "one run has no standard deviation"
 
 
