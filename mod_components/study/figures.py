@@ -38,6 +38,7 @@ _LINES = ("-", "--", "-.", ":")
 _DPI = 110
 _SMALL = 9
 _ENOUGH = 3
+_DODGE = 1.02  # from arm to arm on a log axis, so that whiskers stand side by side
 
 Values = NDArray[np.float64]
 Curve = Sequence[tuple[float, float]]
@@ -110,9 +111,19 @@ def labelled_cases(runs: Sequence[Finished], arms: Sequence[str]) -> Figure:
             counts = list(grouped(of_arm).values())
             x = [_cases(group) for group in counts]
             found = [spread([100 * run.mean("dice") for run in group]) for group in counts]
-            style = _style(arms.index(arm))
+            place = arms.index(arm)
+            style, aside = _style(place), _DODGE ** (place - (len(arms) - 1) / 2)
             y, sd = [s.mean for s in found], [np.nan_to_num(s.sd) for s in found]
-            axes.errorbar(x, y, sd, label=arm, markersize=4, linewidth=1.5, capsize=3, **style)
+            axes.errorbar(
+                np.array(x) * aside,
+                y,
+                sd,
+                label=arm,
+                markersize=4,
+                linewidth=1.5,
+                capsize=3,
+                **style,
+            )
         _frame(axes, network_name(bundle), "labelled cases", "mean Dice (%)")
         axes.set_xscale("log")  # numbers of cases double rather than step
         marks = [round(_cases(group)) for group in grouped(own).values()]
@@ -262,6 +273,7 @@ def _with_legend(figure: Figure, arms: Sequence[str]) -> Figure:
             handles.setdefault(name, handle)
     names = sorted(handles, key=arms.index)
     chosen = [handles[name] for name in names]
-    columns = len(names) if len(names) < 6 else 4
+    entry = 0.75 + 0.08 * max(map(len, names), default=0)  # inches: a handle and its text
+    columns = max(1, min(len(names), int(figure.get_figwidth() / entry)))
     figure.legend(chosen, names, loc="outside upper center", ncols=columns, fontsize=_SMALL)
     return figure

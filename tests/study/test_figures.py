@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +89,24 @@ def test_dice_by_number_of_labelled_cases(results: StudyResults) -> None:
         np.mean([100 * run.mean("dice") for run in of(results, "vit_mod", "scans", count)])
         for count in (5, 0)
     ]
-    assert line.get_xdata().tolist() == [5, 12]
+    assert line.get_xdata().tolist() == pytest.approx([5, 12], rel=0.03)
+    apart = [part.lines[0].get_xdata()[0] for part in axes.containers]
+    assert apart == sorted(set(apart)), "whiskers stand side by side"
     assert line.get_ydata().tolist() == pytest.approx(expected)
+
+
+def test_the_legend_fits_its_figure(results: StudyResults) -> None:
+    names = ["baseline", "MOD", "tokenizer", "predictor", "MOD, with scans"]
+    runs = [
+        dataclasses.replace(run, run=dataclasses.replace(run.run, arm=names[index % 5]))
+        for index, run in enumerate(run for run in results.runs if run.run.bundle == "vit_mod")
+    ]
+    figure = labelled_cases(runs, names)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def test_bars_of_regions_start_at_zero(results: StudyResults) -> None:
