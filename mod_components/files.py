@@ -13,13 +13,14 @@ from typing import Any, BinaryIO
 
 import torch
 
-from mod_components.errors import disk_error
+from mod_components.errors import DataError, disk_error
 
 __all__ = [
     "DATALIST",
     "POSTPROCESSING",
     "copy_atomically",
     "file_digest",
+    "read_object",
     "save_json",
     "save_tensors",
     "write_atomically",
@@ -31,6 +32,27 @@ DATALIST = "datalist.json"
 
 POSTPROCESSING = "postprocessing.json"
 """Beside a checkpoint: thresholds of the post-processing."""
+
+
+def read_object(path: Path, what: str = "", mend: str = "") -> dict[str, Any]:
+    """Read a JSON file that must hold an object.
+
+    Args:
+        path: the file.
+        what: what it is, for the error's words.
+        mend: what to do about one that can't be read.
+
+    Raises:
+        DataError: if it is missing, no JSON or holds something else.
+    """
+    name, end = f"{what} {path}".strip(), f" {mend}" if mend else ""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name} can't be read as JSON ({error}).{end}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{name} holds a {type(content).__name__}, not an object.{end}")
+    return content
 
 
 def write_atomically(

@@ -10,8 +10,14 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from mod_components.errors import DiskError
-from mod_components.files import copy_atomically, save_json, save_tensors, write_atomically
+from mod_components.errors import DataError, DiskError
+from mod_components.files import (
+    copy_atomically,
+    read_object,
+    save_json,
+    save_tensors,
+    write_atomically,
+)
 
 
 def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
@@ -114,3 +120,26 @@ def test_json_is_readable(tmp_path: Path) -> None:
     text = (tmp_path / "x.json").read_text()
     assert json.loads(text) == {"b": 1, "path": "x"}
     assert text == '{\n    "b": 1,\n    "path": "x"\n}\n'
+
+
+def test_an_object_comes_back(tmp_path: Path) -> None:
+    save_json({"b": 1}, tmp_path / "x.json")
+    assert read_object(tmp_path / "x.json") == {"b": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (None, r"can't be read as JSON \(.*No such file.*\)"),
+        ("{", r"can't be read as JSON \(.*\)"),
+        ("\xff", r"can't be read as JSON \(.*decode.*\)"),
+        ("[]", "holds a list, not an object"),
+    ],
+)
+def test_what_is_no_object_is_named_with_its_mend(
+    tmp_path: Path, text: str | None, fault: str
+) -> None:
+    if text is not None:
+        (tmp_path / "x.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=rf"^the plan {tmp_path}/x\.json {fault}\. Mend it\.$"):
+        read_object(tmp_path / "x.json", "the plan", "Mend it.")

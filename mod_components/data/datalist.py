@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -13,7 +12,7 @@ from typing import Any
 from mod_components.data.layouts import read_folder
 from mod_components.data.records import CaseRecord
 from mod_components.errors import DataError, SettingsError
-from mod_components.files import save_json
+from mod_components.files import read_object, save_json
 
 logger = logging.getLogger(__name__)
 
@@ -125,23 +124,13 @@ def load_datalist(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         DataError: if the file is not there, not JSON, or not a datalist.
     """
-    content = _read_json(Path(path), "Write it again with save_datalist.")
+    content = read_object(Path(path), mend="Write it again with save_datalist.")
     wrong = [k for k, kind in _KEYS.items() if not isinstance(content.get(k), kind)]
     if wrong:
         raise DataError(
             f"{path} is not a datalist: {', '.join(wrong)} missing or of the wrong type. "
             "Write it again with save_datalist."
         )
-    return content
-
-
-def _read_json(path: Path, mend: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read as JSON ({error}). {mend}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds a {type(content).__name__}, not an object. {mend}")
     return content
 
 
@@ -170,7 +159,7 @@ def _own_split(
     if not path.exists():
         return sorted(labelled), []
     mend = 'It should be {"train": [ids], "validation": [ids]}: correct or remove it.'
-    content = _read_json(path, mend)
+    content = read_object(path, mend=mend)
     lists = [content.get("train"), content.get("validation", [])]
     if not all(isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in lists):
         raise DataError(f"{path} has no lists of case ids. {mend}")

@@ -19,15 +19,15 @@ from mod_components.files import save_json
 from mod_components.release import backbones, render
 from mod_components.study.data import study_datalist
 from mod_components.study.plan import Plan, Run
-from mod_components.study.plan_file import read_plan
+from mod_components.study.plan_file import PLAN, read_plan
 from mod_components.study.prepare import check_networks, run_settings
 from mod_components.study.run import carry_out, is_finished
 
-__all__ = ["PLAN", "Study", "open_study"]
+__all__ = ["Study", "open_study"]
 
 logger = logging.getLogger("mod_components.study")
 
-PLAN, TABLE = "plan.json", "table.json"
+TABLE = "table.json"
 
 
 @dataclass(frozen=True)

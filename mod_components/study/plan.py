@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LAST_STATE", "OWN_SPLIT", "Arm", "Plan", "Run"]
+__all__ = ["AVERAGED", "LAST_STATE", "OWN_SPLIT", "Arm", "Plan", "Run"]
 
 OWN_SPLIT = -1
 """The fold that stands for the data set's own split."""
 LAST_STATE = "last.pt"
 """The file whose network is the one after the last update."""
+AVERAGED = "model_ema.pt"
+"""The file of its moving average."""
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mod_components.errors import DataError, SettingsError
+from mod_components.errors import SettingsError
+from mod_components.files import read_object
 from mod_components.settings import whole_number
-from mod_components.study.plan import LAST_STATE, OWN_SPLIT, Arm, Plan
+from mod_components.study.plan import AVERAGED, LAST_STATE, OWN_SPLIT, Arm, Plan
 
-__all__ = ["read_plan"]
+__all__ = ["PLAN", "read_plan"]
+
+PLAN = "plan.json"
+"""Name of the plan in a study's folder."""
+
+REQUIRED = {"bundles", "arms", "updates"}
+OPTIONAL = {
+    *("name", "about", "dataset_dir", "table", "settings", "labelled", "folds", "seeds"),
+    *("warmup_updates", "mod_warmup_updates", "validations"),
+}
 
 # settings that the study itself gives to every run
 OWN_SETTINGS = (
@@ -21,7 +30,7 @@ OWN_SETTINGS = (
     *("resume", "resume_from", "restart", "init_from", "probe_from", "skip_bad_cases"),
 )
 OF_AN_ARM = ("unlabelled", "labelled", "weights", "start_from", "probe", "evaluate")
-WEIGHTS = (LAST_STATE, "model_ema.pt")
+WEIGHTS = (LAST_STATE, AVERAGED)
 PROBES = ("", "linear", "strict")
 
 
@@ -37,17 +46,8 @@ def read_plan(path: str | os.PathLike[str], dataset_dir: str = "") -> Plan:
         SettingsError: if something in it is unknown, lacking or out of range.
     """
     source = Path(path)
-    content = _read(source, "plan")
-    required = {"bundles", "arms", "updates"}
-    optional = {
-        *("name", "about", "dataset_dir", "table", "settings", "labelled", "folds", "seeds"),
-        *("warmup_updates", "mod_warmup_updates", "validations"),
-    }
-    if unknown := sorted(set(content) - required - optional):
-        known = ", ".join(sorted(required | optional))
-        raise SettingsError(f"{source}: unknown {', '.join(unknown)}; a plan has {known}.")
-    if lacking := sorted(required - set(content)):
-        raise SettingsError(f"{source} lacks {', '.join(lacking)}.")
+    content = read_object(source, "the plan")
+    _check_keys(source, content)
     updates = whole_number("updates", content["updates"], 1)
     warmup = whole_number("warmup_updates", content.get("warmup_updates", updates // 20))
     settings = _settings(source, "settings", content.get("settings", {}))
@@ -74,19 +74,17 @@ def read_plan(path: str | os.PathLike[str], dataset_dir: str = "") -> Plan:
     )
 
 
-def _read(path: Path, what: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"the {what} {path} can't be read as JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise DataError(f"the {what} {path} holds a {type(content).__name__}, not an object.")
-    return content
+def _check_keys(source: Path, content: Mapping[str, Any]) -> None:
+    if unknown := sorted(set(content) - REQUIRED - OPTIONAL):
+        known = ", ".join(sorted(REQUIRED | OPTIONAL))
+        raise SettingsError(f"{source}: unknown {', '.join(unknown)}; a plan has {known}.")
+    if lacking := sorted(REQUIRED - set(content)):
+        raise SettingsError(f"{source} lacks {', '.join(lacking)}.")
 
 
 def _rows(table: str, bundles: Mapping[str, Any]) -> dict[str, Any]:
     """Rows of the plan's own table; what is in them is checked where they are rendered."""
-    content = _read(Path(table), "table of backbones") if table else {}
+    content = read_object(Path(table), "the table of backbones") if table else {}
     names = (bundle.removesuffix("_mod") for bundle in bundles)
     return {name: content[name] for name in names if name in content}
 

@@ -13,7 +13,7 @@ from mod_components.data import select
 from mod_components.errors import SettingsError
 from mod_components.settings import flag, whole_number
 from mod_components.study.data import run_datalist
-from mod_components.study.plan import Plan, Run
+from mod_components.study.plan import AVERAGED, Plan, Run
 
 __all__ = ["DIGEST", "FINAL", "SPLIT", "check_networks", "root_of", "run_settings"]
 
@@ -105,9 +105,9 @@ def _config(plan: Plan, run: Run, study: Path) -> ConfigParser:
     arm = plan.arms[run.arm]
     if arm.probe and flag(config.get_parsed_content("use_mod")):
         raise SettingsError(f'arms: {run.arm}: a probe trains without MOD: add "use_mod": false.')
-    if arm.weights == "model_ema.pt" and not flag(config.get_parsed_content("use_ema")):
+    if arm.weights == AVERAGED and not flag(config.get_parsed_content("use_ema")):
         raise SettingsError(
-            f'arms: {run.arm}: weights "model_ema.pt" are kept with "use_ema": true alone: add it.'
+            f'arms: {run.arm}: weights "{AVERAGED}" are kept with "use_ema": true alone: add it.'
         )
     return config
 

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from mod_components.data.records import REGIONS
 from mod_components.errors import DataError
-from mod_components.study.execute import PLAN
 from mod_components.study.plan import Plan, Run
-from mod_components.study.plan_file import read_plan
+from mod_components.study.plan_file import PLAN, read_plan
 from mod_components.study.record import FINISHED
 
 __all__ = [

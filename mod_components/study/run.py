@@ -16,7 +16,7 @@ from mod_components.errors import SettingsError, TrainingError
 from mod_components.files import save_json, save_tensors
 from mod_components.handlers.weights import read_checkpoint
 from mod_components.study.data import run_datalist
-from mod_components.study.plan import Plan, Run
+from mod_components.study.plan import LAST_STATE, Plan, Run
 from mod_components.study.prepare import DIGEST, FINAL, SPLIT, root_of, run_settings
 from mod_components.study.record import FINISHED, TEST, run_record, training_cases
 
@@ -55,10 +55,10 @@ def is_finished(plan: Plan, run: Run, study: Path, datalist: Mapping[str, Any]) 
     held_out = {case["case"] for case in select(own, run.fold)[1]}
     trained = training_cases(own, run)
     same = found.get("training_ids", trained) == trained  # records of old do not name them
-    if not same or (found["scores"] and set(found["scores"]) != held_out):
+    if not same or (found.get("scores") and set(found["scores"]) != held_out):
         raise SettingsError(
             f"{path} is of a run on other cases than {datalist['dataset_dir']} has for it now: "
-            f"put the data set back as it was, or give another folder for the changed one."
+            "put the data set back as it was, or give another folder for the changed one."
         )
     return True
 
@@ -120,13 +120,13 @@ def carry_out(
         execute("evaluate", EVALUATION)
     path = folder / FINISHED
     save_json(run_record(plan, run, study, settings, threads), path)
-    (folder / "models" / "last.pt").unlink()  # of a finished run, its weights alone are kept
+    (folder / "models" / LAST_STATE).unlink()  # of a finished run, its weights alone are kept
     return path
 
 
 def _begin(folder: Path, settings: Mapping[str, Any], datalist: Mapping[str, Any]) -> None:
     """Write a run's settings; a state that a cut run left counts only if nothing has changed."""
-    state = folder / "models" / "last.pt"
+    state = folder / "models" / LAST_STATE
     resume = state.is_file() and _is_as_begun(folder, settings[DIGEST], datalist)
     if state.is_file() and not resume:
         # out of the way at once: else a cut before the first save would go on from it
