@@ -210,7 +210,8 @@ def check_training_settings(
         roi_size: (D, H, W) of the training crops in voxels.
         batch_size: crops a step and process.
         multiple: what the network needs the sides of a crop to be multiples of.
-        smallest: the shortest side that the network trains on.
+        smallest: what its longest side must have at least: on less a network that normalizes over
+            one voxel at its deepest level can't be trained.
 
     Raises:
         SettingsError: naming the setting and what it may be.
@@ -220,7 +221,8 @@ def check_training_settings(
     if batch_size < 1:
         raise SettingsError(f"batch_size must be at least 1, got {batch_size}.")
     sides = list(roi_size)
-    if len(sides) != 3 or any(side % multiple or side < smallest for side in sides):
+    if len(sides) != 3 or any(s < multiple or s % multiple for s in sides) or max(sides) < smallest:
         raise SettingsError(
-            f"roi_size must be three multiples of {multiple} from {smallest}, got {sides}."
+            f"roi_size must be three multiples of {multiple}, the largest at least {smallest}, "
+            f"got {sides}."
         )

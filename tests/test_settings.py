@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from mod_components.errors import CheckpointError, SettingsError
-from mod_components.settings import checkpoint_list, flag, network_record, number, whole_number
+from mod_components.settings import (
+    check_training_settings,
+    checkpoint_list,
+    flag,
+    network_record,
+    number,
+    whole_number,
+)
 
 
 @pytest.mark.parametrize("value", [True, 1, "true", "True", " TRUE ", "yes", "on", "1"])
@@ -75,3 +82,23 @@ def test_numbers_from_a_least_one() -> None:
     assert number("clip_norm", "0.5") == 0.5
     with pytest.raises(SettingsError, match="clip_norm must be a number from 0, got -1"):
         number("clip_norm", -1)
+
+
+@pytest.mark.parametrize("roi_size", [(64, 64, 64), (64, 32, 32), (32, 96, 32), [128, 128, 32]])
+def test_crops_that_a_network_trains_on(roi_size: list[int]) -> None:
+    check_training_settings(1, roi_size, 1, multiple=32, smallest=64)
+
+
+@pytest.mark.parametrize(
+    "roi_size", [(32, 32, 32), (64, 64), (64, 64, 48), (64, 0, 64), (64, -32, 64), (128, 32, 16)]
+)
+def test_crops_that_it_does_not_train_on(roi_size: list[int]) -> None:
+    message = r"^roi_size must be three multiples of 32, the largest at least 64, got \["
+    with pytest.raises(SettingsError, match=message):
+        check_training_settings(1, roi_size, 1, multiple=32, smallest=64)
+
+
+@pytest.mark.parametrize(("name", "epochs", "batch_size"), [("epochs", 0, 1), ("batch_size", 1, 0)])
+def test_trainings_without_steps(name: str, epochs: int, batch_size: int) -> None:
+    with pytest.raises(SettingsError, match=rf"^{name} must be at least 1, got 0\.$"):
+        check_training_settings(epochs, (64, 64, 64), batch_size, multiple=32, smallest=64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from mod_components.mod import (
     parameter_groups,
 )
 from mod_components.release import backbones
+from mod_components.settings import check_training_settings
 from tests.backbones import BACKBONES, build_mod, build_network
 
 ROI = (64, 64, 64)
@@ -33,10 +35,12 @@ TAPS = {
 }
 
 
-def one_step(network: nn.Module, mod: dict[str, Any]) -> SupervisedTrainer:
+def one_step(
+    network: nn.Module, mod: dict[str, Any], roi: Sequence[int] = ROI
+) -> SupervisedTrainer:
     generator = torch.Generator().manual_seed(5)
-    image = torch.randn(4, *ROI, generator=generator)
-    label = (torch.rand(3, *ROI, generator=generator) < 0.3).float()
+    image = torch.randn(4, *roi, generator=generator)
+    label = (torch.rand(3, *roi, generator=generator) < 0.3).float()
     torch.manual_seed(1)  # of dropout and drop path
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
@@ -80,6 +84,19 @@ def test_one_step_with_all_of_mod(name: str) -> None:
     own = dict(network.named_parameters())
     assert 0 < len(list(teacher.parameters())) <= len(own)
     assert {name for name, _ in teacher.named_parameters()} <= own.keys()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_one_step_on_the_thinnest_crop(name: str) -> None:
+    """The least that ``check_training_settings`` lets through: one side long, two short."""
+    row = backbones()[name]
+    roi = (row["smallest_size"], row["size_multiple"], row["size_multiple"])
+    check_training_settings(1, roi, 1, row["size_multiple"], row["smallest_size"])
+    network = build_network(name, roi)
+    trainer = one_step(network, build_mod(name, network, roi), roi)
+    for term in ("loss_seg", "loss_token", "loss_class", "loss_recon"):
+        assert torch.isfinite(torch.as_tensor(trainer.state.output[term])), term
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("name", BACKBONES)

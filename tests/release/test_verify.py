@@ -369,6 +369,11 @@ SABOTAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         edited(RECORD, **{"settings#roi_size": [10, 10, 10]}),
         rf"{RECORD}: has \[10, 10, 10\] for 'settings#roi_size'; the network takes multiples .*",
     ),
+    "crop that is too small": (
+        edited(RECORD, **{"settings#roi_size": [32, 32, 32]}),
+        rf"{RECORD}: has \[32, 32, 32\] for .*; the network takes multiples of 32, the largest "
+        r"at least 64; .*",
+    ),
     "no crop": (
         edited(RECORD, **{"settings#roi_size": "x"}),
         rf"{RECORD}: has 'x' for 'settings#roi_size', not three whole numbers; .*",

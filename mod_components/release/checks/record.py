@@ -83,7 +83,7 @@ def _settings(settings: Mapping[str, Any], bundle: Bundle) -> Iterator[str]:
     elif row and _of_row(settings, row) and not _fits(roi_size, row):
         yield (
             f"has {roi_size} for 'settings#roi_size'; the network takes multiples of "
-            f"{row['size_multiple']} from {row['smallest_size']} on; {COPY}"
+            f"{row['size_multiple']}, the largest at least {row['smallest_size']}; {COPY}"
         )
     own = row.get("network_settings", {})
     kinds = {**own, "tap": "", "mask_cell": 1}
@@ -167,7 +167,8 @@ def _of_row(settings: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
 
 
 def _fits(sides: Sequence[int], row: Mapping[str, Any]) -> bool:
-    return all(side % row["size_multiple"] == 0 and side >= row["smallest_size"] for side in sides)
+    multiples = all(side % row["size_multiple"] == 0 for side in sides)
+    return multiples and max(sides) >= row["smallest_size"]
 
 
 def _plain(target: str) -> str:
