@@ -1,9 +1,9 @@
 """Time and memory of segmenting a case: the whole volume, the brain's box, and what speeds it up.
 
 Run from the repository's root: ``python benchmarks/inference.py /data/BraTS2021 --bundle
-swinunetr_mod --checkpoint models/model.pt``. Reading, windows and label map are those of the
-bundle's ``inference.json``, the settings of the checkpoint those of the ``training.json`` beside
-it.
+swinunetr_mod --checkpoint bundles/swinunetr_mod/models/model.pt``. Reading, windows and label map
+are those of the bundle's ``inference.json``, the settings of the checkpoint those of the
+``training.json`` beside it.
 """
 
 from __future__ import annotations

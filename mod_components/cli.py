@@ -190,7 +190,7 @@ class Commands:
             runs: ``name=folder`` for each run, the folder being its ``output_dir``.
             output: the PNG to write.
         """
-        from mod_components.study import plot_curves
+        from mod_components.evaluation.curves import plot_curves
 
         pairs = dict(run.split("=", 1) for run in runs)
         for name, panels in plot_curves(pairs, output).items():

@@ -127,9 +127,10 @@ def _without_weights() -> dict[str, str]:
     return {
         "weights_text": "This bundle ships no weights. What it was trained on, when and with "
         "which result stands in `models/training.json` after a training.",
-        "configuration_text": "Published settings, on data of one's own: AdamW, learning rate "
-        "0.001, weight decay 0.05, 2 epochs of warm-up (two thirds of a training of fewer "
-        "than 3), then cosine; 300 epochs; 4 crops a GPU.",
+        "configuration_text": "On data of one's own, as published: AdamW, learning rate 0.001, "
+        "weight decay 0.05, 2 epochs of warm-up (two thirds of a training of fewer than 3), then "
+        "cosine; 300 epochs; 4 crops a GPU. Not as published: the weights of MOD's losses "
+        "(`mod_weight` and `predictor_weight` in `configs/train.json`).",
         "performance_text": "No weights are shipped, so there is no figure to give. "
         f"`evaluate.json` writes the figures of your own training. {DETERMINISM}",
         "evaluate_text": "Evaluate on the held-out cases, or on another labelled data set "
@@ -271,6 +272,7 @@ def _configuration_text(training: Mapping[str, Any]) -> str:
     if _parts(training):
         named |= {
             "weight of MOD's losses": "mod_weight",
+            "the Dense Predictor's among them": "predictor_weight",
             "mask": "mask",
             "mask ratio": "mask_ratio",
             "mask cell in voxels": "mask_cell",

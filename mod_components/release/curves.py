@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mod_components.errors import DataError
+from mod_components.evaluation.curves import plot_curves, read_curves
 from mod_components.release.card import CURVES
-from mod_components.study import plot_curves, read_curves
 
 __all__ = ["training_curves"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mod_components.errors import DataError
-from mod_components.study import plot_curves, read_curves
+from mod_components.evaluation.curves import plot_curves, read_curves
 
 
 def write_run(folder: Path, train: str, validation: str = "") -> Path:
