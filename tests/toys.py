@@ -58,6 +58,7 @@ def toy_components(
     warmup_epochs: float = 2,
     weight: float = 1.0,
     views: Mapping[str, Any] | None = None,
+    teacher: Mapping[str, Any] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
     predictor: Mapping[str, Any] | None = None,
 ) -> dict[str, MODHandler]:
@@ -66,10 +67,10 @@ def toy_components(
     masked = MaskedViews(network, "encoder", ROI, **{"mask_cell": 4, **(views or {})})
     mod: dict[str, MODHandler] = {"views": masked}
     if use_tokenizer:
-        teacher = EMATeacher(masked)
+        copies = EMATeacher(masked, **(teacher or {}))
         heads = {"prototypes": 12, "class_prototypes": 6, "hidden": 16, "bottleneck": 8}
-        mod["teacher"] = teacher
-        mod["tokenizer"] = OnlineTokenizer(teacher, **{**common, **heads, **(tokenizer or {})})
+        mod["teacher"] = copies
+        mod["tokenizer"] = OnlineTokenizer(copies, **{**common, **heads, **(tokenizer or {})})
     if use_predictor:
         mod["predictor"] = DensePredictor(masked, **{**common, **(predictor or {})})
     return mod

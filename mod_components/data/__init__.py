@@ -28,11 +28,13 @@ from mod_components.data.listed import FindModalitiesd
 from mod_components.data.prepare import PreparedData, prepare_training
 from mod_components.data.sample import best_flair_threshold, make_sample
 from mod_components.data.transforms import (
+    EnsureFinited,
     LabelsToRegionsd,
     NestRegionsd,
     RandShiftForegroundd,
     RegionsToLabelsd,
     ReorderChannelsd,
+    brain_or_all,
     labels_to_regions,
     nest_regions,
     regions_to_labels,
@@ -47,6 +49,7 @@ __all__ = [
     "CaseRecord",
     "CheckResult",
     "DataError",
+    "EnsureFinited",
     "FindModalitiesd",
     "LabelsToRegionsd",
     "Layout",
@@ -59,6 +62,7 @@ __all__ = [
     "WithUnlabelled",
     "add_unlabelled",
     "best_flair_threshold",
+    "brain_or_all",
     "case_name",
     "check_cases",
     "check_folder",

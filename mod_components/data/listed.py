@@ -128,7 +128,12 @@ def usable_listed(
     for name in (BRATS, BRATS2023):  # a label map may have either code, and never both
         part = [r for r in (*records[0], *records[1]) if _codes_of(r) == name]
         own = Layout(name, layout.channel_order, dict(CODES[name]))
-        good |= {id(r) for r in (usable_cases(part, own, skip_bad=skip_bad)[0] if part else [])}
+        try:
+            good |= {id(r) for r in (usable_cases(part, own, skip_bad=skip_bad)[0] if part else [])}
+        except DataError as error:
+            if not skip_bad:
+                raise
+            logger.warning("%s", error)  # those with the other code may do
     chosen = [[r.as_case() for r in part if id(r) in good] for part in records]
     if not chosen[0]:
         raise DataError("no listed case is left to train on: mend the cases named above.")

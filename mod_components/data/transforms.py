@@ -13,6 +13,7 @@ from monai.utils import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 
 from mod_components.data.records import CHANNELS, REGIONS, Layout
+from mod_components.errors import DataError
 
 _TORCH = [TransformBackends.TORCH, TransformBackends.NUMPY]
 
@@ -48,6 +49,39 @@ class ReorderChannelsd(MapTransform):
                     expected += f" ({', '.join(CHANNELS)})"
                 raise ValueError(f"{key!r} must have {expected}, got shape {tuple(d[key].shape)}")
             d[key] = d[key][self.order]
+        return d
+
+
+class EnsureFinited(MapTransform):
+    """Refuse an image (4, ...) with voxels that are NaN or infinite.
+
+    One of them makes a whole channel NaN when it is normalised, and a network that is given NaN
+    finds nothing: without this, a case would count as one without a tumour.
+
+    Args:
+        keys: keys of images in the house's order of channels.
+        allow_missing_keys: whether a key may be absent.
+
+    Raises:
+        DataError: naming case, channels and files.
+    """
+
+    backend = _TORCH
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = convert_to_tensor(d[key])
+            if torch.isfinite(image).all():
+                continue
+            named = zip(CHANNELS, image, strict=True)
+            bad = [name for name, channel in named if not channel.isfinite().all()]
+            file = getattr(d[key], "meta", {}).get("filename_or_obj", "")
+            raise DataError(
+                f"case {d.get('case', '')} ({file}) has voxels that are not numbers (NaN or "
+                f"infinite) in {', '.join(bad)}: convert the scan again, or write 0 for them. "
+                "`python -m mod_components check FOLDER` finds all such cases."
+            )
         return d
 
 
@@ -184,6 +218,20 @@ class RandShiftForegroundd(RandomizableTransform, MapTransform):
             shifted = shift_foreground(_plain(d[key]), self._offset)
             d[key] = convert_to_dst_type(shifted, dst=d[key])[0]
         return d
+
+
+def brain_or_all(image: torch.Tensor) -> torch.Tensor:
+    """What of an image is not 0; all of it where nothing is.
+
+    A ``select_fn`` that processes which read can be given on every system, as a lambda can't.
+
+    Args:
+        image: (C, ...).
+
+    Returns:
+        Booleans of the same shape.
+    """
+    return image != 0 if image.any() else image == 0
 
 
 def labels_to_regions(labels: torch.Tensor, codes: Sequence[int]) -> torch.Tensor:

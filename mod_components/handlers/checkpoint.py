@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,25 @@ class Checkpoint:
         """
         if self.resume and not self.state_file.is_file():
             raise CheckpointError(self._nothing_there())
+        engine.add_event_handler(Events.STARTED, self._refuse_unwritable)
         engine.add_event_handler(Events.STARTED, self._start)
         if not self.resume:
             engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self._keep_earlier)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _refuse_unwritable(self) -> None:
+        """Before the first epoch, not after it."""
+        if idist.get_rank() > 0:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder} can't be written ({error.strerror}): give another folder with "
+                "--ckpt_dir, or make room there."
+            ) from error
 
     def _nothing_there(self) -> str:
         states = [path.name for path in (*_states(self.folder), self.folder / LAST)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from torch import nn
@@ -16,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mod_components.errors import SettingsError
 from mod_components.files import save_tensors
-from mod_components.mod.step import MODHandler
+from mod_components.mod.step import MODHandler, step_was_made
 from mod_components.networks import plain_module
 
 __all__ = ["WeightAverage"]
@@ -73,10 +74,12 @@ class WeightAverage(MODHandler):
         if self._hook is not None:
             self._hook.remove()
         network = plain_module(self.network)
-        hook = engine.optimizer.register_step_post_hook(
-            lambda *_: average.update_parameters(network)
-        )
-        self.refer(_hook=hook)
+
+        def follow(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            if step_was_made(optimizer):
+                average.update_parameters(network)
+
+        self.refer(_hook=engine.optimizer.register_step_post_hook(follow))
 
     def _save(self, _engine: SupervisedTrainer) -> None:
         if idist.get_rank() == 0:

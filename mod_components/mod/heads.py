@@ -56,21 +56,28 @@ class Centre(nn.Module):
     Args:
         prototypes: K.
         momentum: share of the old centre that an update keeps.
+        positions: N, for a centre of each position of a crop; 0 for one of all.
     """
 
     value: Tensor
     updates: Tensor
 
-    def __init__(self, prototypes: int, momentum: float) -> None:
+    def __init__(self, prototypes: int, momentum: float, positions: int = 0) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("value", torch.zeros(prototypes))
+        shape = (positions, prototypes) if positions else (prototypes,)
+        self.register_buffer("value", torch.zeros(shape))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:
-        """Move towards the mean of a batch of outputs (..., K), after they have been used."""
-        mean = all_reduce_mean(logits.float().flatten(0, -2).mean(0))
+        """Move towards the mean of a batch of outputs, after they have been used.
+
+        Args:
+            logits: (..., K), or (B, N, K) where each position has a centre of its own.
+        """
+        batch = logits.float() if self.value.ndim > 1 else logits.float().flatten(0, -2)
+        mean = all_reduce_mean(batch.mean(0))
         # an overflow in half precision costs one step, not the centre of the rest of the training
         mean = torch.where(mean.isfinite(), mean, self.value)
         self.updates += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import ignite.distributed as idist
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor
 
 from mod_components.mod.step import all_reduce_mean
 
-__all__ = ["Health", "ReconstructionHealth"]
+__all__ = ["Health", "ReconstructionHealth", "vague"]
+
+VAGUE = 0.02
+"""Share of ln K under which what an assignment tells is as good as nothing."""
 
 
 class Health:
@@ -115,6 +119,17 @@ class Health:
         count = all_reduce_mean(self._count)
         mean = all_reduce_mean(self._marginal) / count
         return float(-(mean * mean.clamp(min=1e-12).log()).sum())
+
+
+def vague(figures: Mapping[str, float]) -> bool:
+    """Whether a teacher gives all tokens the same answer, spread over many prototypes.
+
+    Its marginal entropy is then high, as in a healthy one, and its loss lies at ln K.
+
+    Args:
+        figures: of :meth:`Health.figures`.
+    """
+    return figures["information"] < VAGUE * figures["max_entropy"]
 
 
 class ReconstructionHealth:

@@ -10,13 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 import torch.distributed as dist
 from monai.engines import SupervisedTrainer
 from torch import Tensor, nn
 
 from mod_components.errors import SettingsError
 
-__all__ = ["DECAYS", "MODHandler", "MODStep", "all_reduce_mean", "check_decay", "loss_share"]
+__all__ = [
+    "DECAYS",
+    "MODHandler",
+    "MODStep",
+    "all_reduce_mean",
+    "check_decay",
+    "loss_share",
+    "step_was_made",
+]
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "none": lambda left: 1.0,
@@ -104,6 +113,19 @@ def check_decay(decay: str) -> str:
     if decay not in DECAYS:
         raise SettingsError(f"mod_decay must be one of {', '.join(DECAYS)}, got {decay!r}.")
     return decay
+
+
+def step_was_made(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer whose step hook is called has moved the weights.
+
+    Hooks are called for exactly the steps that are made, but for fused optimizers, which a gradient
+    scaler always calls and which skip the step themselves.
+
+    Args:
+        optimizer: the one that calls.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is None or not bool(found_inf)
 
 
 def all_reduce_mean(tensor: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.hooks import RemovableHandle
 
 from mod_components.errors import SettingsError
-from mod_components.mod.step import MODHandler
+from mod_components.mod.step import MODHandler, step_was_made
 from mod_components.mod.views import MaskedViews
 from mod_components.networks import compile_all, is_compiled, parts, plain_module
 
@@ -150,10 +150,7 @@ class EMATeacher(MODHandler):
         self.refer(_hook=engine.optimizer.register_step_post_hook(self._follow))
 
     def _follow(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        # the optimizer's own hook fires for exactly the steps that are made, but for fused
-        # optimizers, which are always called by a gradient scaler and skip the step themselves
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not bool(found_inf):
+        if step_was_made(optimizer):
             self.update()
 
     def _unhook(self) -> None:

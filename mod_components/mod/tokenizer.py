@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mod_components.losses import class_loss, teacher_probabilities, token_loss
 from mod_components.mod.heads import Centre, ClassMemory, ProjectionHead
-from mod_components.mod.health import Health
+from mod_components.mod.health import Health, vague
 from mod_components.mod.step import MODHandler, MODStep, check_decay, loss_share
 from mod_components.mod.teacher import EMATeacher
 
@@ -61,8 +62,12 @@ class OnlineTokenizer(MODHandler):
         bottleneck: width of the heads' bottleneck.
         student_temperature: τ_s.
         teacher_temperatures: τ_t at the start and after the first tenth of training.
-        token_momentum: momentum of the tokens' centre.
-        class_momentum: momentum of the class token's centre and memory.
+        token_momentum: momentum of the tokens' centre; by default 0.9, or 1 − 2 (1 − m) where the
+            teacher's first momentum m is so low that it would outrun that.
+        class_momentum: momentum of the class token's centre and memory; by default 0.99, or as low
+            as above.
+        centre_by_position: whether each position of a crop has a token centre of its own, so that
+            tokens can't be told apart by where they are alone.
     """
 
     teacher: EMATeacher
@@ -83,11 +88,17 @@ class OnlineTokenizer(MODHandler):
         bottleneck: int = 128,
         student_temperature: float = 0.1,
         teacher_temperatures: Sequence[float] = (0.04, 0.07),
-        token_momentum: float = 0.9,
-        class_momentum: float = 0.99,
+        token_momentum: float | None = None,
+        class_momentum: float | None = None,
+        centre_by_position: bool = False,
     ) -> None:
         super().__init__()
-        channels = teacher.views.feature_shape[0]
+        channels, *size = teacher.views.feature_shape
+        # a centre that is slower than what it centres can't hold back the prototype that wins: a
+        # teacher of 0.95 gave all class tokens one and the same under a centre of 0.99
+        fast = max(0.0, 1 - 2 * (1 - teacher.momentum))
+        token_momentum = min(0.9, fast) if token_momentum is None else token_momentum
+        class_momentum = min(0.99, fast) if class_momentum is None else class_momentum
         self.refer(teacher=teacher)
         self.weight, self.warmup_epochs, self.strength = weight, warmup_epochs, strength
         self.decay = check_decay(decay)
@@ -96,7 +107,8 @@ class OnlineTokenizer(MODHandler):
         self.teacher_temperatures = tuple(teacher_temperatures)
         self.token_head = ProjectionHead(channels, prototypes, hidden, bottleneck)
         self.class_head = ProjectionHead(channels, class_prototypes, hidden, bottleneck)
-        self.token_centre = Centre(prototypes, token_momentum)
+        positions = math.prod(size) if centre_by_position else 0
+        self.token_centre = Centre(prototypes, token_momentum, positions)
         self.class_centre = Centre(class_prototypes, class_momentum)
         self.class_memory = ClassMemory(channels, class_momentum)
         self.health = {"token": Health(prototypes), "class": Health(class_prototypes)}
@@ -183,6 +195,15 @@ class OnlineTokenizer(MODHandler):
                     f"was {figures['marginal_entropy']:.2f} nats over epoch {engine.state.epoch}, "
                     f"under half of its ceiling {ceiling:.2f}. A falling loss_{name} is "
                     "then no success. Lower mod_weight, or use fewer prototypes.",
+                    stacklevel=2,
+                )
+            elif name == "token" and warm and not health.warned and vague(figures):
+                health.warned = True
+                warnings.warn(
+                    "MOD: the token teacher tells its tokens apart by no more than "
+                    f"{figures['information']:.2f} of {figures['max_entropy']:.2f} nats over epoch "
+                    f"{engine.state.epoch}: there is nothing to learn from it. Lower its "
+                    "temperatures, e.g. --mod#tokenizer#teacher_temperatures [0.04,0.04].",
                     stacklevel=2,
                 )
             health.reset()

@@ -92,6 +92,77 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_no_scan_is_written_over(tmp_path: Path) -> None:
+    """Without a postfix a label map has the name of a 4D scan."""
+    write_volume(tmp_path / "scan1.nii.gz", np.ones((6, 5, 4, 4), np.int16))
+    message = refused(tmp_path, output_dir=str(tmp_path), output_postfix="")
+    assert "scan1.nii.gz would be replaced" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "files"),
+    [("T2", np.nan, "A_t2.nii.gz"), ("T1ce", np.inf, "A_t1ce.nii.gz")],
+)
+def test_a_scan_with_voxels_that_are_no_numbers(
+    tmp_path: Path, name: str, value: float, files: str
+) -> None:
+    write_case(tmp_path / "A", "A")
+    scan = np.ones((6, 5, 4), np.float32)
+    scan[1, 2, 3] = value
+    write_volume(tmp_path / "A" / files, scan)
+    datalist, read = parsed(tmp_path, "datalist", "read")
+    with pytest.raises(ValueError, match=rf"not numbers \(NaN or infinite\) in {name}, "):
+        read(datalist[0]["image"])
+
+
+def test_linked_folders_and_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_case(tmp_path / "elsewhere" / "A", "A")
+    write_volume(tmp_path / "elsewhere" / "hidden" / ".git" / "B_t1.nii.gz", np.ones((6, 5, 4)))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "A").symlink_to(tmp_path / "elsewhere" / "A")
+    (tmp_path / "data" / "h").symlink_to(tmp_path / "elsewhere" / "hidden")
+    (datalist,) = parsed(tmp_path / "data", "datalist")
+    assert datalist == [
+        {"case": c["case"], "image": c["image"]} for c in find_cases(tmp_path / "data")
+    ]
+    write_volume(tmp_path / "flat" / "C.nii.gz", np.ones((6, 5, 4, 4), np.int16))
+    monkeypatch.chdir(tmp_path / "flat")
+    datalist, order_of = parsed(Path("."), "datalist", "order_of")
+    assert [c["case"] for c in datalist] == ["C"]
+    assert order_of(datalist[0]["image"]) == [0, 1, 2, 3]
+
+
+def test_codes_of_a_training_that_took_code_2_for_enhancing(tmp_path: Path) -> None:
+    """Label maps then say what those of an evaluation say."""
+    folder = write_task(tmp_path / "Task01", TASK01["modality"], TASK01["labels"])
+    (tmp_path / "training.json").write_text(json.dumps({"settings": {"legacy_et": True}}))
+    (codes,) = parsed(folder, "label_codes", checkpoint=str(tmp_path / "model.pt"))
+    assert (
+        codes == find_layout(folder, legacy_et=True).label_codes != find_layout(folder).label_codes
+    )
+
+
+@pytest.mark.parametrize("given", ["~/out", "out"])
+def test_a_home_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_case(tmp_path / "A", "A")
+    for config in ("train", "evaluate", "inference"):
+        workflow = ConfigWorkflow(
+            str(CONFIG.with_name(f"{config}.json")),
+            logging_file=False,
+            workflow_type=None,
+            output_dir=given,
+            ckpt_dir=given,
+        )
+        for name in ("output_path", *(["ckpt_path"] if config == "train" else [])):
+            expected = given.replace("~", str(tmp_path))
+            assert workflow.parser.get_parsed_content(name) == expected
+
+
 def test_a_case_whose_id_is_a_number(tmp_path: Path) -> None:
     for case in ("000", "001"):
         write_case(tmp_path / "data" / case, case)

@@ -64,6 +64,19 @@ def test_listed_cases_are_checked(tmp_path: Path) -> None:
     assert [case["case"] for case in training] == ["A"]
 
 
+def test_the_only_case_with_a_code_may_be_bad(tmp_path: Path) -> None:
+    cases = [listed(tmp_path, "A"), listed(tmp_path, "B", (1, 2, 3))]
+    image = Path(cases[1]["image"])
+    image.write_bytes(image.read_bytes()[:20])
+    with pytest.raises(DataError, match="B"):
+        usable_listed(cases, [], skip_bad=False)
+    _, training, _ = usable_listed(cases, [], skip_bad=True)
+    assert [case["case"] for case in training] == ["A"]
+    Path(cases[0]["image"]).unlink()
+    with pytest.raises(DataError):
+        usable_listed(cases, [], skip_bad=True)
+
+
 def test_nothing_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="label one first"):
         usable_listed([], [listed(tmp_path, "A")], skip_bad=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from mod_components.data import (
+    DataError,
+    EnsureFinited,
     LabelsToRegionsd,
     NestRegionsd,
     RandShiftForegroundd,
     RegionsToLabelsd,
     ReorderChannelsd,
+    brain_or_all,
 )
 
 BRATS = {"necrosis": 1, "oedema": 2, "enhancing": 4}
@@ -152,3 +156,28 @@ def test_shift_is_seeded_bounded_and_as_rare_as_asked() -> None:
     assert len(np.unique(shifted)) > 50
     never = RandShiftForegroundd("image", 1.0, prob=0.0)({"image": image})["image"]
     assert never is image
+
+
+def test_an_image_of_numbers_stays_as_it_is() -> None:
+    image = with_meta(np.zeros((4, *SIZE), np.float32))
+    assert EnsureFinited("image")({"image": image})["image"] is image
+
+
+@pytest.mark.parametrize(
+    ("voxels", "names"),
+    [({0: np.nan}, "T1ce"), ({2: -np.inf}, "T2"), ({1: np.nan, 3: np.inf}, "T1, FLAIR")],
+)
+def test_voxels_that_are_no_numbers_are_refused(voxels: dict[int, float], names: str) -> None:
+    array = np.ones((4, *SIZE), np.float32)
+    for channel, value in voxels.items():
+        array[channel, 1, 2, 0] = value
+    message = rf"^case A \(a\.nii\) has voxels .* in {names}: convert the scan again"
+    with pytest.raises(DataError, match=message):
+        EnsureFinited("image")({"image": with_meta(array), "case": "A"})
+
+
+def test_the_brain_or_all_of_an_image_without_one() -> None:
+    image = torch.tensor([[[0.0, 2.0], [-1.0, 0.0]]])
+    select = pickle.loads(pickle.dumps(brain_or_all))  # as a process that reads gets it
+    assert select(image).tolist() == [[[False, True], [True, False]]]
+    assert select(torch.zeros(1, 2, 2)).all()

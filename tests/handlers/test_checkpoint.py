@@ -264,6 +264,16 @@ def test_nothing_to_resume_is_told_before_training(tmp_path: Path) -> None:
         Run(tmp_path, resume=True)
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    run = Run(tmp_path / "file" / "models")
+    with pytest.raises(CheckpointError, match=r"file/models can't be written \(.*--ckpt_dir"):
+        run.run()
+    assert run.trainer.state.iteration == 0
+    Run(tmp_path / "models", epochs=0)  # a trainer that is built alone leaves nothing behind
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_finished_run_has_nothing_left(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Run(tmp_path, epochs=2).run()
     with caplog.at_level(logging.INFO, logger="mod_components.checkpoint"):

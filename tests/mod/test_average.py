@@ -30,6 +30,21 @@ def test_average_by_hand(tmp_path: Path) -> None:
         torch.testing.assert_close(saved[name], expected)
 
 
+def test_a_step_that_a_fused_optimizer_skips_does_not_count(tmp_path: Path) -> None:
+    """A scaler calls such an optimizer always and leaves the finding in ``found_inf``."""
+    network = ToyNetwork()
+    average = WeightAverage(network, tmp_path, momentum=0.75)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    average._start(toy_trainer(network, {"average": average}, optimizer=optimizer))
+    for p in network.parameters():
+        p.grad = torch.ones_like(p)
+    for found, steps in ((0.0, 1), (1.0, 1), (0.0, 2)):
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(found)
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+        assert int(average.build().n_averaged) == steps
+
+
 def test_average_is_neither_trained_nor_shared(tmp_path: Path) -> None:
     network = ToyNetwork()
     average = WeightAverage(network, tmp_path)

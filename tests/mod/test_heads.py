@@ -24,6 +24,16 @@ def test_centre_by_hand() -> None:
     assert not list(centre.parameters())
 
 
+def test_each_position_has_a_centre_of_its_own() -> None:
+    centre = Centre(2, 0.75, positions=3)
+    batches = np.random.default_rng(0).normal(size=(2, 4, 3, 2)).astype(np.float32)  # (., B, N, K)
+    for number, batch in enumerate(batches, 1):
+        centre.update(torch.from_numpy(batch))
+        for n, k in np.ndindex(3, 2):
+            expected = np.mean([seen[:, n, k].mean() for seen in batches[:number]])
+            assert centre.value[n, k].item() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.parametrize("momentum", [0.9, 0.99])
 def test_centre_moves_by_its_momentum_once_warm(momentum: float) -> None:
     centre = Centre(1, momentum)

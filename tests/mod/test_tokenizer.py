@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mod_components.losses import teacher_probabilities
 from mod_components.mod import EMATeacher, MODStep, OnlineTokenizer
 from mod_components.mod.tokenizer import teacher_temperature
 from tests.toys import ToyNetwork, toy_components, toy_trainer
@@ -100,6 +101,42 @@ def test_losses_equal_numpy_with_explicit_views() -> None:
     assert efm.item() == pytest.approx(expected_efm, rel=1e-4)
     assert cls.item() == pytest.approx(sum(cross) / 2, rel=1e-4)
     assert cls.item() != pytest.approx(same, rel=1e-3)
+
+
+def test_where_a_token_lies_alone_is_no_answer() -> None:
+    """Teacher's outputs that differ by position alone leave nothing to learn."""
+    tokenizer = stub_tokenizer(centre_by_position=True)
+    shape = tokenizer.teacher.views.feature_shape
+    places = torch.randn(1, *shape).expand(4, *shape)  # the same in all crops
+    masks = torch.ones(4, shape[1] * shape[2] * shape[3])
+    nothing = torch.zeros(0)
+    tokenizer.losses(MODStep(nothing, nothing, torch.randn(4, *shape), masks, places), 0.05)
+    copies, centre = tokenizer.teacher.copies, tokenizer.token_centre.value
+    targets = copies["token_head"](places.flatten(2).transpose(1, 2))
+    assert centre.shape == targets.shape[1:]
+    p = teacher_probabilities(targets, centre, 0.05)
+    torch.testing.assert_close(p, torch.full_like(p, 1 / p.shape[-1]))
+    assert stub_tokenizer().token_centre.value.shape == targets.shape[2:]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "given", "expected"),
+    [
+        (0.996, {}, (0.9, 0.99)),  # the published momenta
+        (0.95, {}, (0.9, 0.9)),
+        (0.9, {}, (0.8, 0.8)),
+        (0.0, {}, (0.0, 0.0)),
+        (0.95, {"token_momentum": 0.95, "class_momentum": 0.99}, (0.95, 0.99)),
+    ],
+)
+def test_no_teacher_outruns_its_centres(
+    teacher: float, given: dict[str, float], expected: tuple[float, float]
+) -> None:
+    mod = toy_components(ToyNetwork(), teacher={"momentum": teacher}, tokenizer=given)
+    tokenizer = mod["tokenizer"]
+    found = tokenizer.token_centre.momentum, tokenizer.class_centre.momentum
+    assert found == pytest.approx(expected)
+    assert tokenizer.class_memory.momentum == tokenizer.class_centre.momentum
 
 
 def class_gradient(step: MODStep, tokenizer: OnlineTokenizer) -> Tensor:
@@ -266,6 +303,23 @@ def test_collapse_warns_by_name_once_and_only_after_warm_up(name: str) -> None:
         report(tokenizer, 4)
 
 
+def test_a_token_teacher_that_tells_nothing_apart_is_named_once() -> None:
+    """Its marginal entropy is that of a healthy one."""
+    tokenizer = stub_tokenizer()
+    k = tokenizer.health["token"].prototypes
+    for epoch in (1, 3, 4):
+        collapse(tokenizer, "class")
+        tokenizer.health["class"].warned = True
+        tokenizer.health["token"].reset()
+        tokenizer.health["token"].add(torch.full((50, k), 1 / k), torch.zeros(50, k))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            figures = report(tokenizer, epoch)
+        assert figures["token_marginal_entropy"] == pytest.approx(figures["token_max_entropy"])
+        told = [str(w.message) for w in caught if "tells its tokens apart by no more" in str(w)]
+        assert len(told) == (epoch == 3)
+
+
 def test_a_healthy_epoch_does_not_warn_and_epochs_do_not_mix() -> None:
     tokenizer = stub_tokenizer()
     tokenizer.token_centre.value.fill_(0.5)
@@ -275,6 +329,7 @@ def test_a_healthy_epoch_does_not_warn_and_epochs_do_not_mix() -> None:
         figures = report(tokenizer, 5)
         assert figures["token_marginal_entropy"] == pytest.approx(np.log(12), rel=1e-5)
         assert figures["token_centre_norm"] == pytest.approx(0.5 * 12**0.5, rel=1e-5)
+        tokenizer.health["token"].warned = True  # for so vague an epoch has a warning of its own
         tokenizer.health["token"].add(torch.full((3, 12), 1 / 12), torch.zeros(3, 12))
         assert report(tokenizer, 6)["token_entropy"] == pytest.approx(np.log(12), rel=1e-5)
 
