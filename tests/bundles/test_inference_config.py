@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,21 @@ def test_a_home_folder_is_found(
         for name in ("output_path", *(["ckpt_path"] if config == "train" else [])):
             expected = given.replace("~", str(tmp_path))
             assert workflow.parser.get_parsed_content(name) == expected
+
+
+def test_processes_that_read_can_be_started_anew() -> None:
+    """Where a system does not fork, they get the transforms as pickles."""
+    names = {"train": "validate#crop_to_brain", "evaluate": "preprocessing#transforms"}
+    for config, name in names.items():
+        file = str(CONFIG.with_name(f"{config}.json"))
+        parser = ConfigWorkflow(file, logging_file=False, workflow_type=None).parser
+        steps = [
+            parser.get_parsed_content(f"{name}#{number}")
+            for number, step in enumerate(parser.get(name))
+            if "evaluation_data" not in str(step)
+        ]
+        pickle.dumps(steps)
+        assert {"CropForegroundd", "EnsureFinited"} <= {type(step).__name__ for step in steps}
 
 
 def test_a_case_whose_id_is_a_number(tmp_path: Path) -> None:
