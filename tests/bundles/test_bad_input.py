@@ -12,8 +12,9 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from mod_components.data import find_cases
 from mod_components.errors import UserError
-from tests.backbones import small_settings
+from tests.backbones import build_network, small_settings
 from tests.bundles.conftest import REPOSITORY, run_bundle
 
 CONFIGS = REPOSITORY / "bundles" / "swinunetr_mod" / "configs"
@@ -126,6 +127,28 @@ def test_a_checkpoint_of_another_width(small_sample: Path, tmp_path: Path) -> No
     with pytest.raises(RuntimeError) as caught:
         start("inference.json", tmp_path, dataset_dir=str(small_sample))
     assert f"{path} does not fit the network" in str(caught.value.__cause__)
+
+
+def test_a_scan_of_nan_is_no_scan_without_a_tumour(small_sample: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(small_sample, data)
+    for case in find_cases(data):
+        image = nib.load(case["image"][2])
+        voxels = image.get_fdata(dtype=np.float32)
+        voxels[0, 0, 0] = np.nan
+        nib.save(nib.Nifti1Image(voxels, image.affine), case["image"][2])
+    (tmp_path / "models").mkdir()
+    weights = build_network("swinunetr", (64, 64, 64)).state_dict()
+    torch.save(weights, tmp_path / "models" / "model.pt")
+    for config in ("evaluate.json", "inference.json"):
+        with pytest.raises(RuntimeError) as caught:
+            start(config, tmp_path, dataset_dir=str(data), roi_size=[64, 64, 64])
+        causes = [caught.value]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        message = str(causes[-1])
+        assert "Sample_00" in message
+        assert "voxels that are not numbers (NaN or infinite) in T2" in message
 
 
 def test_inference_names_what_is_missing(small_sample: Path, tmp_path: Path) -> None:
