@@ -102,29 +102,18 @@ def read_folder(
         message = f"Data folder {root} {what}"
         raise FolderError("no-folder", message, "Give the folder that holds the cases")
     if is_decathlon(root):
-        layout, tasks = decathlon_layout(root, legacy_et), decathlon_records(root)
-        _refuse_names_without_text(root, tasks)
-        return layout, tasks
+        return decathlon_layout(root, legacy_et), decathlon_records(root)
     if legacy_et:
         logger.warning("legacy_et only concerns Decathlon folders; ignored for %s", root)
     names, records = _brats_records(root)
     if not records:
         raise nothing_found(root)
-    _refuse_names_without_text(root, records)
     if len(names) > 1:
         examples = " and ".join(f"{case} is {name}" for name, case in sorted(names.items()))
         message = f"{root} holds cases of two layouts, whose label codes differ ({examples})"
         raise FolderError("mixed-layouts", message, "Give the folder of one of them")
     name = next(iter(names), BRATS)
     return Layout(name, codes=dict(CODES[name])), records
-
-
-def _refuse_names_without_text(root: Path, records: list[CaseRecord]) -> None:
-    """Tables, logs and seeds of crops need ids that are text; names of files may be any bytes."""
-    bad = [r.case for r in records if any("\ud800" <= letter <= "\udfff" for letter in r.case)]
-    if bad:
-        message = f"{root} holds names that are not UTF-8 ({', '.join(map(ascii, bad[:5]))})"
-        raise FolderError("bad-name", message, "Rename these files and folders")
 
 
 def record_beside(path: str | os.PathLike[str]) -> CaseRecord | None:

@@ -24,8 +24,7 @@ _BOTH = {"train", "validation"}
 def folder_problem(root: str, error: Exception) -> Problem:
     """Why a folder can't be read at all.
 
-    no-folder, no-case, mixed-layouts, case-twice, bad-name, bad-dataset-json; unreadable-folder for
-    the rest.
+    no-folder, no-case, mixed-layouts, case-twice, bad-dataset-json; unreadable-folder for the rest.
     """
     if isinstance(error, FolderError):
         return Problem("", root, ERROR, error.message, error.mend, error.kind)

@@ -18,6 +18,14 @@ _PLAUSIBLE_MM = (0.2, 10.0)
 _CONVERT_AGAIN = "convert the original scan again"
 
 
+def bad_name(case: Case) -> Iterator[Problem]:
+    """bad-name: the case's id is UTF-8, as tables and logs are; names of files may be any bytes."""
+    name = case.record.case
+    if name.encode("utf-8", "replace").decode() != name:
+        message = f"its name is not UTF-8: {name!a}"
+        yield case.error("bad-name", case.record.folder, message, "rename its files and folder")
+
+
 def missing_modality(case: Case) -> Iterator[Problem]:
     """missing-modality: each of T1ce, T1, T2 and FLAIR has a file."""
     record = case.record
@@ -240,6 +248,7 @@ def _mend_codes(case: Case, strange: np.ndarray) -> str:
 
 # A check yields the problems of one case; they run in this order.
 CHECKS: tuple[Check, ...] = (
+    bad_name,
     missing_modality,
     doubles,
     unreadable,

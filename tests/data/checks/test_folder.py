@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -49,19 +48,6 @@ FOLDER_DAMAGES = [
         "case-twice",
         "error",
         "rename or remove",
-    ),
-    (
-        "a name that is not UTF-8",
-        lambda r: (
-            (r / CASE).rename(r / "case")
-            and [
-                path.rename(os.fsdecode(os.fsencode(path).replace(CASE.encode(), b"M\xfcller")))
-                for path in (r / "case").iterdir()
-            ]
-        ),
-        "bad-name",
-        "error",
-        "Rename these",
     ),
     ("dataset.json", lambda r: as_task01(r, "{"), "bad-dataset-json", "error", "Take the"),
     (

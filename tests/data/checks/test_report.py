@@ -158,7 +158,8 @@ def test_names_that_are_no_text(sample: Path, tmp_path: Path) -> None:
         shutil.copy(source, folder / f"{name}_{suffix}.nii.gz")
     (folder / f"{name}_t1.nii.gz").write_bytes(b"")
     result = check_folder(tmp_path, progress=False)
-    assert [p.kind for p in result.problems] == ["empty-file"]
+    assert [p.kind for p in result.problems] == ["bad-name", "empty-file"]
+    assert result.problems[0].message == r"its name is not UTF-8: 'Fall \udce4 1'"
     table(result).encode("utf-8")
     json.dumps(result.as_dict()).encode("utf-8")
 
