@@ -11,18 +11,30 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, load, verify_net_in_out
+from monai.bundle import ConfigParser, ConfigWorkflow, load, verify_net_in_out
 
 from mod_components.data import make_datalist, select
 from tests.backbones import build_network, needs_package
-from tests.bundles.conftest import run_bundle, run_python, short_training
+from tests.bundles.conftest import REPOSITORY, run_bundle, run_python, short_training
 
+CONFIGS = REPOSITORY / "bundles" / "swinunetr_mod" / "configs"
 WITHOUT_PACKAGE = "import sys; sys.modules['mod_components'] = None"
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_the_seed_orders_the_cases_of_several_processes() -> None:
+    config = json.loads((CONFIGS / "multi_gpu_train.json").read_text())["train#sampler"]
+
+    def order(seed: int) -> list[int]:
+        here = {"dataset": list(range(12)), "num_replicas": 2, "rank": 0}
+        parser = ConfigParser({"seed": seed, "sampler": {**config, **here}})
+        return list(parser.get_parsed_content("sampler"))
+
+    assert order(1) == order(1) != order(2)
 
 
 def test_training_leaves_a_flat_model_and_its_story(trained: Path, backbone: str) -> None:
