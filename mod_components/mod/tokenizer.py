@@ -203,7 +203,7 @@ class OnlineTokenizer(MODHandler):
                     "MOD: the token teacher tells its tokens apart by no more than "
                     f"{figures['information']:.2f} of {figures['max_entropy']:.2f} nats over epoch "
                     f"{engine.state.epoch}: there is nothing to learn from it. Lower its "
-                    "temperatures, e.g. --mod#tokenizer#teacher_temperatures [0.04,0.04].",
+                    "temperatures: --mod#tokenizer#teacher_temperatures '[0.04,0.04]'.",
                     stacklevel=2,
                 )
             health.reset()
