@@ -31,6 +31,7 @@ from mod_components.files import (
     save_json,
     save_tensors,
 )
+from mod_components.handlers.restore import restore
 from mod_components.handlers.weights import check_fit, first_not_finite, read_checkpoint
 from mod_components.networks import plain_module
 from mod_components.process import launch
@@ -169,7 +170,7 @@ class Checkpoint:
         network.load_state_dict(state["network"])
         for name, item in self.objects.items():
             try:
-                item.load_state_dict(state[name])
+                restore(name, item, state[name])
             except (RuntimeError, ValueError, KeyError) as error:
                 raise CheckpointError(
                     f"{path}: its {name} does not fit this run ({error}). Give the settings that "
