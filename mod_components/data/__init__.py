@@ -30,6 +30,7 @@ from mod_components.data.sample import best_flair_threshold, make_sample
 from mod_components.data.transforms import (
     EnsureFinited,
     LabelsToRegionsd,
+    LoadCased,
     NestRegionsd,
     RandShiftForegroundd,
     RegionsToLabelsd,
@@ -53,6 +54,7 @@ __all__ = [
     "FindModalitiesd",
     "LabelsToRegionsd",
     "Layout",
+    "LoadCased",
     "NestRegionsd",
     "PreparedData",
     "Problem",

@@ -40,13 +40,14 @@ def prepare_evaluation(
     output_dir: str = "",
     legacy_et: bool | str = False,
     skip_bad_cases: bool | str = False,
+    all_cases: bool | str = False,
 ) -> PreparedData:
     """Find and check the cases that a trained network is evaluated on.
 
     Of the data set that the network was trained on (``datalist.json`` beside the checkpoint knows
-    its cases, wherever they lie now), these are the held-out ones; of any other data set all
-    labelled cases. Of several checkpoints together, these are the listed cases that none of them
-    was trained on.
+    its cases by their ids, wherever they lie now), these are the held-out ones; of any other data
+    set all labelled cases. Of several checkpoints together, these are the listed cases that none of
+    them was trained on.
 
     Args:
         dataset_dir: folder with cases; empty for the one of the training, or the sample.
@@ -57,12 +58,17 @@ def prepare_evaluation(
         output_dir: where label maps will be written; empty for nowhere.
         legacy_et: see :func:`~mod_components.data.layouts.find_layout`.
         skip_bad_cases: evaluate the cases that pass the checks instead of refusing all.
+        all_cases: evaluate all labelled cases of ``dataset_dir``, whatever the datalist says: for
+            another data set whose cases happen to have ids of the training's.
 
     Raises:
         DataError: one error that lists everything wrong with the data.
-        SettingsError: for a fold of several checkpoints.
+        SettingsError: for a fold of several checkpoints, or of all cases.
     """
     checkpoints = checkpoint_list(checkpoint)
+    every = flag(all_cases)
+    if every and (fold is not None or datalist):
+        raise SettingsError("--all_cases takes all: leave out --fold and --datalist.")
     if len(checkpoints) > 1 and (fold is not None or datalist):
         raise SettingsError(
             "several checkpoints are judged on the cases that none of them was trained on: leave "
@@ -76,7 +82,9 @@ def prepare_evaluation(
     )
     if content is None and not dataset_dir:
         content = make_datalist(root)
-    if len(checkpoints) > 1:
+    if every:
+        cases = _all(root)
+    elif len(checkpoints) > 1:
         cases = _unseen(checkpoints, root)
     else:
         cases = _held_out(root, content, fold, datalist, path)
@@ -97,11 +105,14 @@ def prepare_evaluation(
 def case_name(meta: Mapping[str, Any], _saver: object) -> dict[str, Any]:
     """Name an output file after its case (an ``output_name_formatter`` of MONAI's ``SaveImage``).
 
+    With an ending, for MONAI takes one off: of a case ``1.2.840.1`` it would take ``.1``.
+
     Args:
         meta: metadata of the scan; for a case of four files, that of the first.
     """
     name = re.sub(r"\.nii(\.gz)?$", "", os.path.basename(str(meta["filename_or_obj"])), flags=re.I)
-    return {"subject": re.sub(r"[-_](t1ce|t1c)$", "", name, flags=re.I), "idx": None}
+    case = re.sub(r"[-_](t1ce|t1c)$", "", name, flags=re.I)
+    return {"subject": f"{case}.nii.gz", "idx": None}
 
 
 def _held_out(
@@ -119,17 +130,32 @@ def _held_out(
         if not kept:
             raise DataError(
                 f"{root} holds cases that the network was trained on and none that it was not "
-                f"({path}): give the folder with the held-out cases, or another data set."
+                f"({path}): give the folder with the held-out cases, or another data set. If these "
+                "are other patients whose cases have the same ids, give --all_cases true."
             )
         if gone := sorted(case["case"] for case in cases if case["case"] not in present):
             logger.warning("%s lacks %d held-out cases: %s", root, len(gone), ", ".join(gone[:10]))
         logger.info("evaluating the %d held-out cases of %s", len(kept), root)
+        unknown = sorted({case["case"] for case in _labelled(root)} - _listed(content))
+        if unknown and os.path.realpath(root) != os.path.realpath(content["dataset_dir"]):
+            logger.warning(
+                "%s has %d labelled cases that %s does not list, and that are not evaluated: %s. "
+                "If it is another data set, give --all_cases true.",
+                root,
+                len(unknown),
+                path,
+                ", ".join(unknown[:10]),
+            )
         return kept
     if fold is not None or datalist:
         raise DataError(
             f"{path} does not split the cases of {root}: leave out --fold and --datalist to "
             "evaluate all of its labelled cases, or give the folder that was split."
         )
+    return _all(root)
+
+
+def _all(root: str) -> list[Case]:
     cases = _labelled(root)
     logger.info("evaluating all %d labelled cases of %s", len(cases), root)
     return cases

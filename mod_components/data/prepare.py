@@ -74,8 +74,8 @@ def prepare_training(
 
     Args:
         dataset_dir: folder with cases; empty for the embedded sample.
-        fold: see :func:`~mod_components.data.datalist.select`; of a resumed run, -1 is its own.
-            None is -1.
+        fold: see :func:`~mod_components.data.datalist.select`; of a resumed run, and of a datalist
+            that a run has written, -1 is that run's. None is -1.
         seed: seed of the split.
         datalist: path of a datalist to use again; empty to make one.
         ckpt_dir: folder of the run's checkpoints.
@@ -111,6 +111,7 @@ def prepare_training(
             content = load_datalist(written)
         else:
             content = {key: value for key, value in content.items() if key not in _OF_A_RUN}
+            fold = _fold_to_repeat(fold, content, source)
         if not root and content.get("name") != SAMPLE:
             raise DataError(
                 f"{source} splits {content['dataset_dir']}: give --dataset_dir that folder too."
@@ -281,6 +282,14 @@ def _refuse_another_split(content: Mapping[str, Any], written: Path, datalist: s
             f"the run to resume has the split of {written}, and {datalist} is another one: leave "
             "out --datalist, or train anew without --resume."
         )
+
+
+def _fold_to_repeat(fold: int, content: Mapping[str, Any], path: str) -> int:
+    own = int(content.get("fold", -1))
+    if fold != -1 or own == -1:
+        return fold
+    logger.info("holding out fold %d, as the run that wrote %s did (see --fold)", own, path)
+    return own
 
 
 def _fold_to_resume(fold: int, content: Mapping[str, Any], path: Path) -> int:

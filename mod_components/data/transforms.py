@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import nibabel
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.config.type_definitions import NdarrayOrTensor
-from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import TransformBackends
+from monai.data import ImageReader
+from monai.transforms import LoadImaged, MapTransform, RandomizableTransform
+from monai.utils import TransformBackends, ensure_tuple
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 
 from mod_components.data.records import CHANNELS, REGIONS, Layout
@@ -50,6 +53,38 @@ class ReorderChannelsd(MapTransform):
                 raise ValueError(f"{key!r} must have {expected}, got shape {tuple(d[key].shape)}")
             d[key] = d[key][self.order]
         return d
+
+
+class LoadCased(LoadImaged):
+    """MONAI's ``LoadImaged``, whose error names the case and the file that can't be read.
+
+    A download that was cut short passes every check that does not decompress it, and MONAI's own
+    error tells of a transform and the end of a stream.
+
+    Raises:
+        DataError: naming case and file.
+    """
+
+    def __call__(
+        self, data: Mapping[Hashable, Any], reader: ImageReader | None = None
+    ) -> dict[Hashable, Any]:
+        try:
+            return super().__call__(data, reader)
+        except Exception as error:  # whatever a reader raises
+            for key in self.key_iterator(dict(data)):
+                for path in ensure_tuple(data[key]):
+                    _refuse_unreadable(path, data.get("case", ""), error)
+            raise
+
+
+def _refuse_unreadable(path: str, case: str, error: Exception) -> None:
+    try:
+        np.asanyarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
+    except Exception as cause:  # of nibabel, of gzip or of the disk
+        raise DataError(
+            f"case {case}: {path} can't be read ({cause}): copy or download it again. "
+            "`python -m mod_components check FOLDER` finds all such files."
+        ) from error
 
 
 class EnsureFinited(MapTransform):

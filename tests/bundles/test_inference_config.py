@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from mod_components.data import find_cases, find_layout
+from mod_components.data import case_name, find_cases, find_layout
 from tests.bundles.conftest import REPOSITORY, run_bundle
 from tests.data.folders import NEW, TASK01, write_case, write_volume
 
@@ -80,7 +80,10 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
     assert "whose label codes differ" in refused(tmp_path / "mixed")
     write_case(tmp_path / "twice" / "1" / "A", "A")
     write_case(tmp_path / "twice" / "2" / "A", "A")
-    assert "holds a case twice" in refused(tmp_path / "twice")
+    message = refused(tmp_path / "twice")
+    assert "holds case A twice" in message
+    assert "1/A/A_t1.nii.gz" in message
+    assert "2/A/A_t1.nii.gz" in message
     write_case(tmp_path / "own" / "A", "A")
     message = refused(tmp_path / "own", output_dir=str(tmp_path / "own" / "A"))
     assert "A_seg.nii.gz would be replaced" in message
@@ -114,6 +117,38 @@ def test_a_scan_with_voxels_that_are_no_numbers(
     datalist, read = parsed(tmp_path, "datalist", "read")
     with pytest.raises(ValueError, match=rf"not numbers \(NaN or infinite\) in {name}, "):
         read(datalist[0]["image"])
+
+
+@pytest.mark.parametrize("kind", ["four files", "one file"])
+def test_a_download_that_was_cut_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "scan.nii.gz"
+    if kind == "four files":
+        path = write_case(tmp_path / "A", "A") / "A_t2.nii.gz"
+    shape = (6, 5, 4) if kind == "four files" else (16, 16, 16, 4)
+    noise = np.random.default_rng(0).integers(0, 999, shape)
+    write_volume(path, noise.astype(np.int16))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    datalist, read = parsed(tmp_path, "datalist", "read")
+    with pytest.raises(ValueError, match=rf"^{path} can't be read; copy or download it again \("):
+        read(datalist[0]["image"])
+
+
+def test_labels_of_unknown_names(tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "Task01", TASK01["modality"], {"1": "ED", "2": "NCR", "3": "ET"})
+    with pytest.raises(RuntimeError) as caught:
+        parsed(folder, "label_codes")
+    message = str(caught.value.__cause__)
+    assert f"{folder}: the labels " in message
+    assert "correct their names" in message
+
+
+def test_names_of_label_maps(tmp_path: Path) -> None:
+    """MONAI takes an ending off; of ids with dots it must not be a part."""
+    (formatted,) = parsed(tmp_path, "name_formatter")
+    names = ["1.2.840.1_t1ce.nii.gz", "1.2.840.2_t1ce.nii.gz", "P01_2019.03.nii", "B-t1c.nii.gz"]
+    for name in names:
+        meta = {"filename_or_obj": f"/data/{name}"}
+        assert formatted(meta, None) == case_name(meta, None)
 
 
 def test_linked_folders_and_where_one_stands(

@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
 
 from mod_components.data import case_name, prepare_evaluation, prepare_training, save_datalist
 from mod_components.errors import DataError, SettingsError
@@ -46,6 +49,29 @@ def test_evaluation_takes_all_cases_of_another_data_set(data: Path, tmp_path: Pa
         prepare_evaluation(str(tmp_path / "new"), fold=1, checkpoint=checkpoint)
 
 
+def test_another_data_set_whose_cases_have_ids_of_the_training(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held_out = trained(data, tmp_path / "models", fold=0)
+    checkpoint = str(tmp_path / "models" / "model.pt")
+    seen = min({f"Case_{index:02d}" for index in range(10)} - held_out)
+    for case in (min(held_out), seen, "Other"):
+        write_case(tmp_path / "new" / case, case)
+    new = str(tmp_path / "new")
+    assert ids(prepare_evaluation(new, checkpoint=checkpoint).validation) == {min(held_out)}
+    assert "has 1 labelled cases that" in caplog.text
+    assert "not evaluated: Other. If it is another data set, give --all_cases true" in caplog.text
+    every = prepare_evaluation(new, checkpoint=checkpoint, all_cases="true")
+    assert ids(every.validation) == {min(held_out), seen, "Other"}
+    both = prepare_evaluation(new, checkpoint=[checkpoint] * 2, all_cases=True)
+    assert ids(both.validation) == {min(held_out), seen, "Other"}
+    shutil.rmtree(tmp_path / "new" / min(held_out))
+    with pytest.raises(DataError, match=r"other patients .* the same ids, give --all_cases true"):
+        prepare_evaluation(new, checkpoint=checkpoint)
+    with pytest.raises(SettingsError, match="--all_cases takes all: leave out --fold"):
+        prepare_evaluation(new, checkpoint=checkpoint, fold=1, all_cases=True)
+
+
 def test_a_label_is_never_replaced_by_a_prediction(data: Path, tmp_path: Path) -> None:
     folder = data / "Case_03"
     with pytest.raises(DataError, match=r"is the folder of .*Case_03_seg.nii.gz"):
@@ -61,10 +87,23 @@ def test_a_label_is_never_replaced_by_a_prediction(data: Path, tmp_path: Path) -
         ("/a/BraTS-GLI-00000-000-t1c.nii.gz", "BraTS-GLI-00000-000"),
         ("/a/BRATS_001.nii.gz", "BRATS_001"),
         ("/a/x_T1CE.nii", "x"),
+        ("/a/1.2.840.1_t1ce.nii.gz", "1.2.840.1"),
+        ("/a/P01_2019.03.nii", "P01_2019.03"),
     ],
 )
 def test_case_name(file: str, name: str) -> None:
-    assert case_name({"filename_or_obj": file}, None) == {"subject": name, "idx": None}
+    assert case_name({"filename_or_obj": file}, None) == {"subject": f"{name}.nii.gz", "idx": None}
+
+
+def test_ids_with_dots_have_a_label_map_each(tmp_path: Path) -> None:
+    save = SaveImage(
+        tmp_path, "seg", output_name_formatter=case_name, separate_folder=False, print_log=False
+    )
+    for case in ("1.2.840.1", "1.2.840.2", "P.001"):
+        meta = {"filename_or_obj": f"/data/{case}_t1ce.nii.gz"}
+        save(MetaTensor(torch.zeros(1, 2, 2, 2), meta=meta))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"1.2.840.1_seg.nii.gz", "1.2.840.2_seg.nii.gz", "P.001_seg.nii.gz"}
 
 
 def checkpoints(data: Path, root: Path, folds: tuple[int, ...]) -> list[str]:

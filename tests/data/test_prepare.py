@@ -206,6 +206,19 @@ def test_a_split_is_taken_over_without_what_its_run_saw(data: Path, tmp_path: Pa
     assert ids(second.training) == ids(first.training)
 
 
+def test_a_written_split_holds_out_the_fold_that_it_was_written_for(
+    data: Path, tmp_path: Path
+) -> None:
+    held_out = trained(data, tmp_path / "a", fold=3)
+    options = {"ckpt_dir": str(tmp_path / "b"), "datalist": str(tmp_path / "a" / "datalist.json")}
+    again = prepare_training(str(data), **options)
+    assert ids(again.validation) == held_out
+    assert again.datalist["fold"] == 3
+    other = prepare_training(str(data), fold=1, **options)
+    assert not ids(other.validation) & held_out
+    assert other.datalist["fold"] == 1
+
+
 def test_a_run_is_not_resumed_with_another_split(data: Path, tmp_path: Path) -> None:
     trained(data, tmp_path / "a", fold=1)
     own = str(tmp_path / "a" / "datalist.json")

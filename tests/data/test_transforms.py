@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import itertools
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose
+from monai.transforms import Compose, LoadImaged
 
 from mod_components.data import (
     DataError,
     EnsureFinited,
     LabelsToRegionsd,
+    LoadCased,
     NestRegionsd,
     RandShiftForegroundd,
     RegionsToLabelsd,
     ReorderChannelsd,
     brain_or_all,
 )
+from tests.data.folders import OLD, write_case, write_volume
 
 BRATS = {"necrosis": 1, "oedema": 2, "enhancing": 4}
 MSD = {"necrosis": 2, "oedema": 1, "enhancing": 3}
@@ -156,6 +159,31 @@ def test_shift_is_seeded_bounded_and_as_rare_as_asked() -> None:
     assert len(np.unique(shifted)) > 50
     never = RandShiftForegroundd("image", 1.0, prob=0.0)({"image": image})["image"]
     assert never is image
+
+
+def test_a_file_that_was_cut_is_named(tmp_path: Path) -> None:
+    write_case(tmp_path, "A")
+    case = {"case": "A", "image": [str(tmp_path / f"A_{name}.nii.gz") for name in OLD]}
+    load = LoadCased("image", "NibabelReader", ensure_channel_first=True, image_only=True)
+    whole = LoadImaged("image", "NibabelReader", ensure_channel_first=True, image_only=True)
+    assert torch.equal(load(case)["image"], whole(case)["image"])
+    path = Path(case["image"][2])
+    noise = np.random.default_rng(0).integers(0, 999, (8, 8, 8)).astype(np.int16)
+    write_volume(path, noise)
+    path.write_bytes(path.read_bytes()[:600])
+    message = rf"^case A: {path} can't be read \(.*\): copy or download it again\."
+    with pytest.raises(DataError, match=message):
+        load(case)
+
+
+def test_an_error_that_is_not_a_files_stays_what_it_is(tmp_path: Path) -> None:
+    """Files that can be read one by one, but do not fit each other."""
+    write_case(tmp_path, "A")
+    write_volume(tmp_path / "A_t2.nii.gz", np.zeros((8, 8, 8), np.int16))
+    files = [str(tmp_path / f"A_{name}.nii.gz") for name in OLD]
+    with pytest.raises(Exception, match=r"(?i)shape|affine|spatial") as caught:
+        LoadCased("image", "NibabelReader")({"case": "A", "image": files})
+    assert not isinstance(caught.value, DataError)
 
 
 def test_an_image_of_numbers_stays_as_it_is() -> None:
