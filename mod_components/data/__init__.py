@@ -25,7 +25,7 @@ from mod_components.data.layouts import (
     scan,
 )
 from mod_components.data.listed import FindModalitiesd
-from mod_components.data.prepare import PreparedData, prepare_training
+from mod_components.data.prepare import SAMPLE, PreparedData, prepare_training
 from mod_components.data.sample import best_flair_threshold, make_sample
 from mod_components.data.transforms import (
     EnsureFinited,
@@ -46,6 +46,7 @@ from mod_components.data.unlabelled import WithUnlabelled, add_unlabelled
 __all__ = [
     "CHANNELS",
     "REGIONS",
+    "SAMPLE",
     "CachedCases",
     "CaseRecord",
     "CheckResult",

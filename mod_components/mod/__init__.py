@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mod_components.mod.attach import Attach, parameter_groups, state_objects
+from mod_components.mod.attach import Attach, noted, parameter_groups, state_objects
 from mod_components.mod.average import WeightAverage
 from mod_components.mod.predictor import DensePredictor
 from mod_components.mod.step import MODHandler, MODStep
@@ -19,6 +19,7 @@ __all__ = [
     "MaskedViews",
     "OnlineTokenizer",
     "WeightAverage",
+    "noted",
     "parameter_groups",
     "state_objects",
 ]

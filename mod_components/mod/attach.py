@@ -15,7 +15,7 @@ from torch import nn
 
 from mod_components.mod.step import MODHandler, flat_parameters
 
-__all__ = ["Attach", "parameter_groups", "state_objects"]
+__all__ = ["Attach", "noted", "parameter_groups", "state_objects"]
 
 ORDER = ("views", "teacher", "tokenizer", "predictor", "average")
 NEEDS = {
@@ -134,6 +134,18 @@ def state_objects(mod: Mapping[str, MODHandler] | None, **others: Any) -> dict[s
         One flat mapping; components are named ``mod.<name>``.
     """
     return {**others, **{f"mod.{name}": handler for name, handler in _present(mod).items()}}
+
+
+def noted(mod: Mapping[str, MODHandler] | None) -> dict[str, dict[str, Any]]:
+    """What each component was built with, for a run's record: defaults do not stay what they are.
+
+    Args:
+        mod: MOD's components by name.
+
+    Returns:
+        Numbers and short words by component, as JSON has them.
+    """
+    return {name: handler.noted() for name, handler in _present(mod).items()}
 
 
 def _present(mod: Mapping[str, MODHandler] | None) -> dict[str, MODHandler]:

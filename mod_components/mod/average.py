@@ -35,6 +35,8 @@ class WeightAverage(MODHandler):
         momentum: share of the old average that an optimizer step keeps.
     """
 
+    NOTED = ("momentum",)
+
     network: nn.Module
     _hook: RemovableHandle | None
 

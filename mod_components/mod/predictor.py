@@ -54,6 +54,8 @@ class DensePredictor(MODHandler):
             needed.
     """
 
+    NOTED = ("weight", "warmup_epochs", "decay", "strength", "foreground")
+
     views: MaskedViews
 
     def __init__(

@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import ignite.distributed as idist
 import torch
@@ -68,6 +68,14 @@ class MODHandler(nn.Module):
     the network or to other handlers are kept with :meth:`refer`, outside torch's registry, so that
     each parameter has one owner.
     """
+
+    NOTED: ClassVar[tuple[str, ...]] = ()
+    """Attributes that a run's record holds: what it was built with, numbers and short words."""
+
+    def noted(self) -> dict[str, Any]:
+        """What the component was built with, its own defaults too, as JSON has it."""
+        found = {name: getattr(self, name) for name in self.NOTED}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """Register the component's event handlers.

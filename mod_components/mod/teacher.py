@@ -70,6 +70,8 @@ class EMATeacher(MODHandler):
         momentum: the first momentum; it rises to 1 by a cosine over the whole training.
     """
 
+    NOTED = ("momentum",)
+
     views: MaskedViews
     students: dict[str, nn.Module]
     _hook: RemovableHandle | None

@@ -70,6 +70,12 @@ class OnlineTokenizer(MODHandler):
             tokens can't be told apart by where they are alone.
     """
 
+    NOTED = (
+        *("weight", "warmup_epochs", "decay", "strength", "alpha", "beta"),
+        *("student_temperature", "teacher_temperatures"),
+        *("token_momentum", "class_momentum", "centre_by_position"),
+    )
+
     teacher: EMATeacher
 
     def __init__(
@@ -97,8 +103,9 @@ class OnlineTokenizer(MODHandler):
         # a centre that is slower than what it centres can't hold back the prototype that wins: a
         # teacher of 0.95 gave all class tokens one and the same under a centre of 0.99
         fast = max(0.0, 1 - 2 * (1 - teacher.momentum))
-        token_momentum = min(0.9, fast) if token_momentum is None else token_momentum
-        class_momentum = min(0.99, fast) if class_momentum is None else class_momentum
+        self.token_momentum = min(0.9, fast) if token_momentum is None else token_momentum
+        self.class_momentum = min(0.99, fast) if class_momentum is None else class_momentum
+        self.centre_by_position = centre_by_position
         self.refer(teacher=teacher)
         self.weight, self.warmup_epochs, self.strength = weight, warmup_epochs, strength
         self.decay = check_decay(decay)
@@ -108,9 +115,9 @@ class OnlineTokenizer(MODHandler):
         self.token_head = ProjectionHead(channels, prototypes, hidden, bottleneck)
         self.class_head = ProjectionHead(channels, class_prototypes, hidden, bottleneck)
         positions = math.prod(size) if centre_by_position else 0
-        self.token_centre = Centre(prototypes, token_momentum, positions)
-        self.class_centre = Centre(class_prototypes, class_momentum)
-        self.class_memory = ClassMemory(channels, class_momentum)
+        self.token_centre = Centre(prototypes, self.token_momentum, positions)
+        self.class_centre = Centre(class_prototypes, self.class_momentum)
+        self.class_memory = ClassMemory(channels, self.class_momentum)
         self.health = {"token": Health(prototypes), "class": Health(class_prototypes)}
         self.to(next(teacher.views.parameters()).device)
         teacher.follow("token_head", self.token_head)

@@ -141,6 +141,8 @@ class MaskedViews(MODHandler):
         SettingsError: for settings outside their range, or a tap that the network does not have.
     """
 
+    NOTED = ("views", "every", "mask", "mask_ratio", "mask_cell")
+
     network: nn.Module
     tap: Tap
     _listening: ExitStack

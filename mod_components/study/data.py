@@ -40,6 +40,11 @@ def study_datalist(plan: Plan) -> dict[str, Any]:
                 f"labelled: the plan asks for {most} cases, and {there} of "
                 f"{datalist['dataset_dir']} train when fold {fold} is held out."
             )
+        if there in plan.labelled and (arms := plan.only_add_scans()):
+            raise SettingsError(
+                f"labelled: {there} are all cases that train when fold {fold} is held out, so that "
+                f"none is left without labels for {', '.join(arms)}: write 0, which is all."
+            )
     return datalist
 
 

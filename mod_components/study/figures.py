@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from mod_components.files import write_atomically
 from mod_components.study.results import (
     METRICS,
     Finished,
-    Point,
     by_arm,
     by_bundle,
     count_name,
@@ -47,6 +46,8 @@ Curve = Sequence[tuple[float, float]]
 def convergence(runs: Sequence[Finished], arms: Sequence[str]) -> Figure:
     """Dice on the held-out cases by update and by hour: mean over runs, band from least to most.
 
+    By hour a point stands at the mean of the hours after which the arm's runs had made its updates.
+
     Args:
         runs: runs of one number of labelled cases.
         arms: names of all arms of the study, the baseline first; their places give the colours.
@@ -54,21 +55,21 @@ def convergence(runs: Sequence[Finished], arms: Sequence[str]) -> Figure:
     Returns:
         A row of two panels for each bundle.
     """
-    axes_of: dict[str, Callable[[Point], float]] = {
-        "updates": lambda point: point.update,
-        "hours of training": lambda point: point.seconds / 3600,
-    }
     bundles = by_bundle(runs)
     figure = _figure(9, 0.4 + 2.8 * len(bundles))
     grid = figure.subplots(len(bundles), 2, squeeze=False, sharey="row")
     for row, (bundle, own) in zip(grid, bundles.items(), strict=True):
-        for axes, (unit, place) in zip(row, axes_of.items(), strict=True):
-            for arm, of_arm in by_arm(own).items():
-                curves = [[(place(p), 100 * p.dice) for p in run.curve] for run in of_arm]
-                x, mean, low, high = band(curves)
-                style = _style(arms.index(arm))
+        for arm, of_arm in by_arm(own).items():
+            updates, mean, low, high = band(
+                [[(p.update, 100 * p.dice) for p in run.curve] for run in of_arm]
+            )
+            # runs of an arm take unlike times; where all have been is a matter of updates alone
+            hours = band([[(p.update, p.seconds / 3600) for p in run.curve] for run in of_arm])[1]
+            style = _style(arms.index(arm))
+            for axes, x in zip(row, (updates, hours), strict=True):
                 axes.plot(x, mean, label=arm, markersize=3.5, linewidth=1.5, **style)
                 axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        for axes, unit in zip(row, ("updates", "hours of training"), strict=True):
             _frame(axes, network_name(bundle), unit, "")
         row[0].set_ylabel("mean Dice (%)", fontsize=_SMALL)
     return _with_legend(figure, arms)
@@ -81,13 +82,18 @@ def band(curves: Iterable[Curve]) -> tuple[Values, Values, Values, Values]:
         curves: (x, y) of each, x rising; those without a point are left out.
 
     Returns:
-        x of every point in the common range, and mean, least and most there, (points,) each.
+        x of every point in the common range, and mean, least and most there, (points,) each; one
+        point, the mean of their last ones, where they have no range in common.
     """
     arrays = [np.array(curve, float) for curve in curves if len(curve)]
     if not arrays:
         return (np.empty(0),) * 4
     start = max(curve[0, 0] for curve in arrays)
     end = min(curve[-1, 0] for curve in arrays)
+    if start > end:  # single points, of runs of unlike lengths: their means, as one
+        last = np.array([curve[-1] for curve in arrays])
+        y = last[:, 1:]
+        return last[:, 0].mean(keepdims=True), y.mean(axis=0), y.min(axis=0), y.max(axis=0)
     every = np.unique(np.concatenate([curve[:, 0] for curve in arrays]))
     x = every[(every >= start) & (every <= end)]
     y = np.stack([np.interp(x, curve[:, 0], curve[:, 1]) for curve in arrays])

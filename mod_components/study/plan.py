@@ -128,6 +128,10 @@ class Plan:
                 seen.add(run)
                 yield run
 
+    def only_add_scans(self) -> list[str]:
+        """Arms that are of use only where cases are left whose labels are not used."""
+        return [name for name in self.arms if self._only_adds_scans(name)]
+
     def _only_adds_scans(self, name: str) -> bool:
         """Whether an arm is of use only where cases are left whose labels are not used."""
         arm = self.arms[name]

@@ -15,11 +15,11 @@ from mod_components.settings import flag, whole_number
 from mod_components.study.data import run_datalist
 from mod_components.study.plan import AVERAGED, Plan, Run
 
-__all__ = ["DIGEST", "FINAL", "SPLIT", "check_networks", "root_of", "run_settings"]
+__all__ = ["DIGEST", "FINAL", "SPLIT", "THREADS", "check_networks", "root_of", "run_settings"]
 
 SPLIT = "datalist.json"
 FINAL = "final.pt"
-DIGEST = "study_digest"
+DIGEST, THREADS = "study_digest", "study_threads"
 
 
 def run_settings(plan: Plan, run: Run, study: Path, datalist: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,34 +7,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mod_components.data import load_datalist, select
 from mod_components.errors import DataError
 from mod_components.evaluation.compare import read_scores
 from mod_components.evaluation.results import read_table
 from mod_components.study.plan import Plan, Run
-from mod_components.study.prepare import SPLIT
+from mod_components.study.prepare import SPLIT, THREADS
 
-__all__ = ["FINISHED", "TEST", "run_record", "training_cases"]
+__all__ = ["FINISHED", "MIXED", "TEST", "run_record", "training_cases"]
 
 FINISHED = "finished.json"
+MIXED = 0  # threads of a run that was cut and went on with others
 TEST = "test"
 DIGITS = 6  # of the figures in a record: more would only make studies harder to keep and share
 POINTS = 20  # of the losses
 
 
-def run_record(
-    plan: Plan, run: Run, study: Path, settings: Mapping[str, Any], threads: int
-) -> dict[str, Any]:
+def run_record(plan: Plan, run: Run, study: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a run found, and what it ran with.
 
     Args:
         plan: the plan.
         run: a run that was trained, and evaluated where its arm asks for that.
         study: the study's folder.
-        settings: of its training (:func:`~mod_components.study.prepare.run_settings`).
-        threads: threads of torch; 0 for its default.
+        settings: of its training (:func:`~mod_components.study.prepare.run_settings`), and the
+            numbers of threads that it ran with.
 
     Raises:
         DataError: if what the training wrote is not whole.
@@ -42,7 +39,7 @@ def run_record(
     folder, in_an_epoch = study / run.folder, settings["updates_per_epoch"]
     report = json.loads((folder / "models" / "training.json").read_text(encoding="utf-8"))
     curve, losses, seconds = _curves(folder / "eval", in_an_epoch)
-    arm = plan.arms[run.arm]
+    arm, threads = plan.arms[run.arm], settings[THREADS]
     tested = read_scores(folder / TEST) if arm.evaluate else {}
     return {
         "bundle": run.bundle,
@@ -58,7 +55,7 @@ def run_record(
         "start_from": arm.start_from,
         "updates": settings["epochs"] * in_an_epoch,
         "training_seconds": seconds,
-        "threads": threads or torch.get_num_threads(),
+        "threads": threads[0] if len(threads) == 1 else MIXED,
         "curve": curve,
         "losses": losses,
         "scores": {case: _short(row) for case, row in tested.items()},

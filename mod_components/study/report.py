@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mod_components.data import make_sample
+from mod_components.data import SAMPLE, make_sample
 from mod_components.study import figures, panels
+from mod_components.study.learnt import learnt_table
+from mod_components.study.matched import unlike_settings, unmatched
 from mod_components.study.plan import LAST_STATE, OWN_SPLIT, Plan
 from mod_components.study.published import caveats, published_tables
 from mod_components.study.results import (
@@ -20,6 +22,7 @@ from mod_components.study.results import (
     count_name,
     network_name,
     read_study,
+    thread_name,
 )
 from mod_components.study.statistics import differences
 from mod_components.study.tables import (
@@ -92,16 +95,19 @@ def write_report(study: str | os.PathLike[str], output: str = "") -> list[Path]:
     plain = [run for run in results.runs if run.scores and not run.probe]
     if plain:
         _scores(report, plain, arms)
-        _pairs(report, plain, arms)
+        _pairs(report, plain, results.plan)
         _counts(report, plain, arms)
         _convergence(report, plain, results.plan)
+        if (learnt := learnt_table(results.runs)) is not None:
+            report.text("## What the losses learnt")
+            report.table(learnt)
         _pictures(report, study, plain, results.plan)
     if results.runs:
         report.text("## Cost")
         report.table(cost_table(results.runs, arms[0]))
     _probes(report, results.runs, arms)
     _published(report, results)
-    _again(report, results.plan)
+    _again(report, results)
     return report.finish()
 
 
@@ -121,7 +127,7 @@ def _what_ran(report: _Report, results: StudyResults) -> None:
         "labelled cases": ", ".join(map(count_name, plan.labelled)),
         "held out": ", ".join(splits),
         "seeds": ", ".join(map(str, plan.seeds)),
-        "threads": _distinct(run.threads for run in runs),
+        "threads": _distinct(thread_name(run.threads) for run in runs),
         "versions": _distinct(f"{k} {v}" for run in runs for k, v in run.versions.items()),
     }
     report.text("## What ran")
@@ -132,6 +138,12 @@ def _what_ran(report: _Report, results: StudyResults) -> None:
         report.text(
             "**These runs were made by other settings than the plan's, and are in the tables all "
             f"the same:** {', '.join(results.changed)}."
+        )
+    for arm, names in unlike_settings(runs):
+        report.text(
+            f"**Runs of one arm that had unlike settings:** {arm} ({', '.join(names)}). A default "
+            "of the package changed between them, or a version of it noted less: run the older "
+            "ones again."
         )
     report.table(progress_table(results))
 
@@ -163,11 +175,14 @@ def _scores(report: _Report, runs: Sequence[Finished], arms: Sequence[str]) -> N
         report.figure(figures.regions(own, arms), f"regions_{_file_part(count)}.png", caption)
 
 
-def _pairs(report: _Report, runs: Sequence[Finished], arms: Sequence[str]) -> None:
+def _pairs(report: _Report, runs: Sequence[Finished], plan: Plan) -> None:
+    arms = list(plan.arms)
     found = differences(runs, arms[0])
     if not found:
         return
     report.text("## Differences from the baseline")
+    for line in unmatched(runs, plan):
+        report.text(f"**Not at equal work:** {line}.")
     report.table(difference_table(found, arms[0]))
     caption = (
         "Paired differences: mean, 95 % interval over runs and cases (thin) and over runs alone "
@@ -257,17 +272,21 @@ def _published(report: _Report, results: StudyResults) -> None:
         counts=len(results.plan.labelled) > 1,
         probes=any(run.probe for run in results.runs),
     )
-    if not tables:
-        return
     report.text("## What the paper reports")
+    if not tables:
+        report.text("Nothing of the networks of this study.")
+        return
     report.text("Not to be compared figure by figure with the tables above:")
     report.text(*(f"- {text}" for text in caveats()))
     for table in tables:
         report.table(table)
 
 
-def _again(report: _Report, plan: Plan) -> None:
-    data = " --dataset_dir FOLDER_OF_THE_DATA_SET" if plan.dataset_dir else ""
+def _again(report: _Report, results: StudyResults) -> None:
+    # a study that is shared tells which data set it was, and not where that lay
+    others = {run.settings.get("dataset_dir") for run in results.runs} - {None, "", SAMPLE}
+    given = results.plan.dataset_dir or others
+    data = " --dataset_dir FOLDER_OF_THE_DATA_SET" if given else ""
     report.text("## To do it again")
     report.text("In the study's folder:")
     report.text(

@@ -17,7 +17,7 @@ from mod_components.data.records import REGIONS
 from mod_components.errors import DataError
 from mod_components.study.plan import Plan, Run
 from mod_components.study.plan_file import PLAN, read_plan
-from mod_components.study.record import FINISHED
+from mod_components.study.record import FINISHED, MIXED
 
 __all__ = [
     "METRICS",
@@ -32,6 +32,7 @@ __all__ = [
     "network_name",
     "read_finished",
     "read_study",
+    "thread_name",
 ]
 
 METRICS = ("dice", "hd95")
@@ -63,10 +64,11 @@ class Finished:
         training_ids: their ids; empty in records of old.
         updates: updates made.
         seconds: seconds of training, validations left out.
-        threads: threads of torch.
+        threads: threads of torch; 0 where it was cut and went on with others.
         probe: how a frozen encoder was probed, ``"linear"`` or ``"strict"``: such runs stand apart
             from the others; else empty.
         curve: its validations.
+        losses: of epochs spread over the training, by column of ``train.csv``, and the ``update``.
         scores: of the network after the last update, by case and then by ``<metric>_<region>``;
             nan where undefined. Empty for an arm that the plan does not evaluate.
         settings: settings of its training.
@@ -81,6 +83,7 @@ class Finished:
     threads: int
     probe: str
     curve: tuple[Point, ...]
+    losses: tuple[Mapping[str, float], ...]
     scores: Mapping[str, Mapping[str, float]]
     settings: Mapping[str, Any]
     versions: Mapping[str, Any]
@@ -170,6 +173,11 @@ def count_name(labelled: int) -> str:
     return str(labelled) if labelled else "all"
 
 
+def thread_name(threads: int) -> str:
+    """A number of threads in words: "mixed" for a run that was cut and went on with others."""
+    return "mixed" if threads == MIXED else str(threads)
+
+
 def network_name(bundle: str) -> str:
     """A bundle's network: arms without MOD are runs of a bundle called ``_mod``, too."""
     return bundle.removesuffix("_mod")
@@ -254,6 +262,9 @@ def _finished(content: Mapping[str, Any], run: Run) -> Finished:
         threads=int(content["threads"]),
         probe=str(content.get("probe") or ""),
         curve=tuple(point for point in points if not math.isnan(point.dice)),
+        losses=tuple(
+            {str(name): _number(value) for name, value in row.items()} for row in content["losses"]
+        ),
         scores={
             str(case): {column: _number(row[column]) for column in columns}
             for case, row in sorted(content["scores"].items())

@@ -11,20 +11,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from monai.bundle import ConfigParser
+
 from mod_components.data import save_datalist, select
 from mod_components.errors import SettingsError, TrainingError
-from mod_components.files import save_json, save_tensors
+from mod_components.files import read_object, save_json, save_tensors
 from mod_components.handlers.weights import read_checkpoint
 from mod_components.study.data import run_datalist
 from mod_components.study.plan import LAST_STATE, Plan, Run
-from mod_components.study.prepare import DIGEST, FINAL, SPLIT, root_of, run_settings
+from mod_components.study.prepare import DIGEST, FINAL, SPLIT, THREADS, root_of, run_settings
 from mod_components.study.record import FINISHED, TEST, run_record, training_cases
 
 __all__ = ["carry_out", "is_finished", "prediction"]
 
 logger = logging.getLogger("mod_components.study")
 
-SETTINGS, EVALUATION = "run.json", "evaluate.json"
+SETTINGS, CONFIG, EVALUATION = "run.json", "config.json", "evaluate.json"
 # settings of a training that its evaluation must be given too
 OF_BOTH = ("network_def", "device", "overlap", "sw_batch_size")
 LAST_LINES = 15
@@ -102,7 +105,8 @@ def carry_out(
     """
     settings = run_settings(plan, run, study, datalist)
     folder, configs = study / run.folder, study / "bundles" / run.bundle / "configs"
-    _begin(folder, settings, run_datalist(datalist, run))
+    settings[THREADS] = _begin(folder, settings, run_datalist(datalist, run), threads)
+    save_json(_whole(configs / "train.json", folder / SETTINGS), folder / CONFIG)
 
     def execute(workflow: str, settings_file: str) -> None:
         overlay = [str(configs / f"{workflow}.json"), str(folder / settings_file)]
@@ -119,13 +123,26 @@ def carry_out(
         save_json(test, folder / EVALUATION)
         execute("evaluate", EVALUATION)
     path = folder / FINISHED
-    save_json(run_record(plan, run, study, settings, threads), path)
+    save_json(run_record(plan, run, study, settings), path)
     (folder / "models" / LAST_STATE).unlink()  # of a finished run, its weights alone are kept
     return path
 
 
-def _begin(folder: Path, settings: Mapping[str, Any], datalist: Mapping[str, Any]) -> None:
-    """Write a run's settings; a state that a cut run left counts only if nothing has changed."""
+def _whole(config: Path, settings: Path) -> dict[str, Any]:
+    """A bundle's config under a run's settings, in one piece: ``run`` takes it by itself."""
+    parser = ConfigParser(ConfigParser.load_config_file(str(config)))
+    parser.update(ConfigParser.load_config_file(str(settings)))
+    return dict(parser.get())
+
+
+def _begin(
+    folder: Path, settings: Mapping[str, Any], datalist: Mapping[str, Any], threads: int
+) -> list[int]:
+    """Write a run's settings; a state that a cut run left counts only if nothing has changed.
+
+    Returns:
+        The numbers of threads with which it has run so far, and will from now on.
+    """
     state = folder / "models" / LAST_STATE
     resume = state.is_file() and _is_as_begun(folder, settings[DIGEST], datalist)
     if state.is_file() and not resume:
@@ -133,8 +150,11 @@ def _begin(folder: Path, settings: Mapping[str, Any], datalist: Mapping[str, Any
         os.replace(state, state.with_name("replaced.pt"))
     folder.mkdir(parents=True, exist_ok=True)
     save_datalist(datalist, folder / SPLIT)
+    before = read_object(folder / SETTINGS).get(THREADS, []) if resume else []
+    used = sorted({*before, threads or torch.get_num_threads()})
     given = {key: value for key, value in settings.items() if key != "updates_per_epoch"}
-    save_json({**given, "resume": resume}, folder / SETTINGS)
+    save_json({**given, THREADS: used, "resume": resume}, folder / SETTINGS)
+    return used
 
 
 def _is_as_begun(folder: Path, digest: str, datalist: Mapping[str, Any]) -> bool:

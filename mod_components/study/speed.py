@@ -57,6 +57,8 @@ class CatchUp:
         pairs: number of pairs.
         never: pairs in which the arm never gets there.
         share: median over all pairs; nan where half of them or more never get there.
+        halfway: mean over the pairs of arm − baseline, in fractions of 1, at the last validation in
+            the first half of each; nan where a run has none.
     """
 
     bundle: str
@@ -65,6 +67,7 @@ class CatchUp:
     pairs: int
     never: int
     share: float
+    halfway: float
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,16 @@ def catch_ups(runs: Sequence[Finished], baseline: str) -> list[CatchUp]:
             shares = [_share(first, second) for first, second in pairs if first.curve]
             if shares:
                 never = sum(math.isinf(share) for share in shares)
-                line = CatchUp(bundle, labelled, arm, len(shares), never, _median(shares))
+                ahead = [_at_half(second) - _at_half(first) for first, second in pairs]
+                line = CatchUp(
+                    bundle,
+                    labelled,
+                    arm,
+                    pairs=len(shares),
+                    never=never,
+                    share=_median(shares),
+                    halfway=float(np.mean(ahead)),
+                )
                 found.append(line)
     return found
 
@@ -157,6 +169,11 @@ def _share(baseline: Finished, other: Finished) -> float:
     last = baseline.curve[-1]
     point = first_at(other.curve, last.dice)
     return point.update / last.update if point else math.inf
+
+
+def _at_half(run: Finished) -> float:
+    before = [point.dice for point in run.curve if 2 * point.update <= run.updates]
+    return before[-1] if before else math.nan
 
 
 def costs(runs: Sequence[Finished], baseline: str) -> list[Cost]:

@@ -18,6 +18,7 @@ from mod_components.study.results import (
     count_name,
     grouped,
     network_name,
+    thread_name,
 )
 from mod_components.study.speed import catch_ups, costs, levels
 from mod_components.study.statistics import Difference, Spread, spread
@@ -27,6 +28,7 @@ __all__ = [
     "SCALES",
     "SCORE_HEADER",
     "TITLES",
+    "Row",
     "Table",
     "catch_up_table",
     "cost_table",
@@ -216,15 +218,19 @@ def catch_up_table(runs: Sequence[Finished], baseline: str) -> Table:
     cells, rows = [], []
     for line in catch_ups(runs, baseline):
         where = [network_name(line.bundle), count_name(line.labelled), line.arm]
-        cells.append([*where, str(line.pairs), str(line.never), show(line.share)])
+        ahead = 100 * line.halfway
+        texts = [str(line.never), show(line.share), show(ahead, sign=True)]
+        cells.append([*where, str(line.pairs), *texts])
         row: Row = {"network": where[0], "labelled": line.labelled, "arm": line.arm}
-        rows.append({**row, "pairs": line.pairs, "never": line.never, "share": line.share})
+        row |= {"pairs": line.pairs, "never": line.never, "share": line.share}
+        rows.append({**row, "halfway": ahead})
     note = (
         f"Median over pairs of the share of {baseline}'s updates after which an arm has the Dice "
         f"of {baseline}'s last validation. {baseline} itself stands beside the others, as a curve "
-        "that rises and falls is there before its end, too."
+        "that rises and falls is there before its end, too. Half-way is the mean over pairs of "
+        f"arm − {baseline} in Dice (points) at the last validation of each half training."
     )
-    header = ["network", "labelled", "arm", "pairs", "never", "share"]
+    header = ["network", "labelled", "arm", "pairs", "never", "share", "half-way"]
     return Table("catch_up", f"As far as {baseline} at its end", note, header, cells, rows)
 
 
@@ -232,7 +238,7 @@ def cost_table(runs: Sequence[Finished], baseline: str) -> Table:
     """Seconds of training an update by network and arm, and their ratio to the baseline."""
     cells, rows = [], []
     for line in costs(runs, baseline):
-        where = [network_name(line.bundle), str(line.threads), line.arm]
+        where = [network_name(line.bundle), thread_name(line.threads), line.arm]
         texts = [str(line.seconds.n), _spread_text(line.seconds, 3), show(line.ratio)]
         cells.append([*where, *texts])
         row: Row = {"network": where[0], "threads": line.threads, "arm": line.arm}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from monai.engines.utils import IterationEvents
 from monai.networks.nets import SwinUNETR
 from torch import nn
 
-from mod_components.mod import Attach, parameter_groups, state_objects
+from mod_components.mod import Attach, noted, parameter_groups, state_objects
 from tests.toys import ToyNetwork, toy_components, toy_data, toy_trainer
 
 
@@ -285,6 +286,20 @@ def test_state_objects_are_flat_and_leave_out_what_is_off() -> None:
     assert set(objects) == {"optimizer", "mod.views", "mod.teacher", "mod.tokenizer"}
     assert objects["optimizer"] is optimizer
     assert set(state_objects(None, network=network)) == {"network"}
+
+
+def test_what_components_were_built_with_is_noted_with_their_defaults() -> None:
+    network = ToyNetwork()
+    mod = toy_components(network, teacher={"momentum": 0.95}, tokenizer={"beta": 0.25})
+    found = json.loads(json.dumps(noted({**mod, "average": None})))
+    assert set(found) == {"views", "teacher", "tokenizer", "predictor"}
+    assert found["teacher"] == {"momentum": 0.95}
+    assert found["tokenizer"]["beta"] == 0.25
+    assert found["tokenizer"]["alpha"] == 1.5
+    assert found["tokenizer"]["teacher_temperatures"] == [0.04, 0.07]
+    assert found["tokenizer"]["class_momentum"] == pytest.approx(0.9)
+    assert found["predictor"]["strength"] == 1.0
+    assert noted(None) == {}
 
 
 def test_handlers_are_attached_once() -> None:

@@ -81,6 +81,13 @@ def test_more_labelled_cases_than_there_are(data: Path, tmp_path: Path) -> None:
         study_datalist(plan_of(data, tmp_path, [2, 6], [0]))
 
 
+def test_all_cases_by_their_number_leave_no_scan_without_labels(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"4 are all cases .* for other: write 0, which is all"):
+        study_datalist(plan_of(data, tmp_path, [2, 4], [0], {"unlabelled": True}))
+    study_datalist(plan_of(data, tmp_path, [2, 0], [0], {"unlabelled": True}))
+    study_datalist(plan_of(data, tmp_path, [2, 4], [0]))
+
+
 def test_a_fold_that_is_not_there(data: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="fold must be"):
         study_datalist(plan_of(data, tmp_path, [2], [9]))

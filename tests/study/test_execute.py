@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from mod_components.data import make_sample, select
 from mod_components.errors import SettingsError, TrainingError
@@ -101,6 +102,23 @@ def test_a_finished_run_tells_all_that_a_report_needs(finished: Study, data: Pat
     )
     assert len(found["training_ids"]) == 2
     assert {"dice_tc", "dice_wt", "dice_et", "hd95_wt"} <= set(next(iter(found["scores"].values())))
+    assert found["settings"]["mod"] == {}
+    noted = record(finished, WEIGHTLESS)["settings"]["mod"]
+    assert noted["tokenizer"]["class_momentum"] == 0.99
+
+
+def test_a_run_has_its_whole_config_in_one_file(finished: Study) -> None:
+    folder = finished.folder / WEIGHTLESS.folder
+    config, given = (
+        ConfigParser.load_config_file(str(folder / name)) for name in ("config.json", "run.json")
+    )
+    plain = finished.folder / "bundles" / "unetr_mod" / "configs" / "train.json"
+    assert set(config) == set(ConfigParser.load_config_file(str(plain))) | set(given) - {
+        "network_def#res_block"
+    }
+    assert config["network_def"]["res_block"] is False
+    assert config["mod_weight"] == 0
+    assert config["ckpt_dir"] == str(folder / "models")
 
 
 def test_arms_share_weights_cases_crops_and_augmentation(finished: Study) -> None:
@@ -187,6 +205,8 @@ def test_a_cut_run_goes_on_unless_its_plan_has_changed(
     studies(name="changed", updates=30)  # looking at a plan changes nothing
     assert begun()
     assert not begun(updates=30)
+    settings = json.loads((study.folder / BASELINE.folder / "run.json").read_text())
+    assert settings["study_threads"] == [torch.get_num_threads()]
     # a second cut, before anything was saved: the state of the plan before must not come back
     assert not begun(updates=30)
     assert state.with_name("replaced.pt").read_bytes() == b"of the plan before"

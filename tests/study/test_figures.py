@@ -41,7 +41,8 @@ def test_a_band_is_where_all_curves_are() -> None:
     assert high.tolist() == [5, 10, 15]
     assert mean.tolist() == [3, 6, 9]
     assert all(part.size == 0 for part in band([[]]))
-    assert band([[(0, 1)], [(5, 1)]])[0].size == 0, "nothing in common"
+    apart = band([[(0, 9), (10, 1)], [(12, 2)]])
+    assert [part.tolist() for part in apart] == [[11], [1.5], [1], [2]], "nothing in common"
 
 
 def test_convergence_by_update_and_by_hour(results: StudyResults) -> None:
@@ -59,6 +60,21 @@ def test_convergence_by_update_and_by_hour(results: StudyResults) -> None:
         last = np.mean([100 * run.curve[-1].dice for run in own])
         assert np.asarray(line.get_ydata())[-1] == pytest.approx(last)
         assert len(axes.collections) == 3, "a band for each arm"
+
+
+def test_by_hour_slow_runs_count_to_their_end(results: StudyResults) -> None:
+    """A run that took twice as long is no reason to leave the second half of the others out."""
+    own = of(results, "unetr_mod", "baseline", 5)
+    slow = dataclasses.replace(
+        own[0], curve=tuple(dataclasses.replace(p, seconds=3 * p.seconds) for p in own[0].curve)
+    )
+    line = convergence([slow, *own[1:]], NAMES).axes[1].lines[0]
+    hours = [
+        (3 * p.seconds + sum(len(own[1:]) * [p.seconds])) / 3600 / len(own) for p in own[0].curve
+    ]
+    assert np.asarray(line.get_xdata()) == pytest.approx(hours)
+    last = np.mean([100 * run.curve[-1].dice for run in own])
+    assert np.asarray(line.get_ydata())[-1] == pytest.approx(last)
 
 
 def test_an_arm_keeps_its_colour_and_no_two_share_one(results: StudyResults) -> None:

@@ -94,6 +94,33 @@ def test_how_to_do_it_again(text: str) -> None:
     ) in commands
 
 
+def test_a_study_without_its_data_set_asks_for_it(tmp_path: Path) -> None:
+    def of_the_sample(_run: Run, content: dict[str, Any]) -> None:
+        content["settings"]["dataset_dir"] = "embedded sample"
+
+    shared = write_report(small(tmp_path / "shared", dataset_dir=""))[0]
+    assert "--folder . --dataset_dir FOLDER" in shared.read_text(encoding="utf-8")
+    sample = write_report(small(tmp_path / "sample", change=of_the_sample, dataset_dir=""))[0]
+    assert "--folder .\n" in sample.read_text(encoding="utf-8")
+
+
+def test_networks_that_the_paper_does_not_have(tmp_path: Path) -> None:
+    text = write_report(small(tmp_path, bundles=["segmamba_mod"]))[0].read_text(encoding="utf-8")
+    assert "## What the paper reports" in text
+
+
+def test_what_is_not_matched_is_told(tmp_path: Path) -> None:
+    def more(run: Run, content: dict[str, Any]) -> None:
+        if run.arm == "mod":
+            content["updates"] = 120
+            content["settings"]["mod"] = {"tokenizer": {"class_momentum": 0.8 + run.seed / 10}}
+
+    text = write_report(small(tmp_path, change=more, seeds=[1, 2]))[0].read_text(encoding="utf-8")
+    told = "**Not at equal work:** unetr, 5 labelled, mod: 120 updates beside baseline's 100."
+    assert f"\n{told}\n" in text
+    assert "unlike settings:** unetr, mod (mod#tokenizer#class_momentum)." in text
+
+
 def test_what_the_paper_reports_comes_with_what_is_wrong_with_it(text: str) -> None:
     published = text.partition("## What the paper reports")[2]
     assert published.index("Not to be compared") < published.index("| unetr | MOD |")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ def test_share_of_the_baselines_updates(runs: tuple[Finished, ...]) -> None:
     assert baseline.share == 1.0  # 30, 30 and, as its curve falls at the end, 20 of 30 updates
     assert (mod.arm, mod.pairs, mod.never) == ("mod", 3, 1)
     assert mod.share == pytest.approx(2 / 3)  # 20 of 30, 10 of 30, never
+    assert baseline.halfway == 0
+
+
+def test_half_way_is_the_last_validation_of_the_first_half(runs: tuple[Finished, ...]) -> None:
+    own = [replace(run, updates=30) for run in runs]
+    _, mod = catch_ups(own, "baseline")
+    # after 10 of 30 updates, for those after 20 are of the second half
+    assert mod.halfway == pytest.approx(statistics.mean((0.36 - 0.31, 0.41 - 0.20, 0.10 - 0.10)))
+    assert math.isnan(catch_ups([replace(run, updates=10) for run in runs], "baseline")[1].halfway)
 
 
 def test_a_baseline_without_validations_is_no_measure(tmp_path: Path) -> None:
