@@ -139,11 +139,11 @@ def _what_ran(report: _Report, results: StudyResults) -> None:
             "**These runs were made by other settings than the plan's, and are in the tables all "
             f"the same:** {', '.join(results.changed)}."
         )
-    for arm, names in unlike_settings(runs):
+    if unlike := [f"{arm} ({', '.join(names)})" for arm, names in unlike_settings(runs)]:
         report.text(
-            f"**Runs of one arm that had unlike settings:** {arm} ({', '.join(names)}). A default "
-            "of the package changed between them, or a version of it noted less: run the older "
-            "ones again."
+            f"**Runs of one arm that had unlike settings:** {'; '.join(unlike)}. A default of the "
+            "package changed between them, or one version of it noted less than another. Where it "
+            "matters, run the older ones again."
         )
     report.table(progress_table(results))
 
