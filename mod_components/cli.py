@@ -115,6 +115,8 @@ class Commands:
 
         first, json = _behind_a_switch("", json)
         folders = [first, *evaluations] if first else list(evaluations)
+        if first:  # ``A --json B`` reaches Fire as B and A
+            folders.sort(key=_place)
         if len(folders) != 2:
             raise SettingsError(f"compare: give two folders of evaluations, got {len(folders)}.")
         as_text = not flag(json)
@@ -192,7 +194,12 @@ class Commands:
         """
         from mod_components.evaluation.curves import plot_curves
 
-        pairs = dict(run.split("=", 1) for run in runs)
+        named = [run.partition("=")[::2] for run in runs]
+        if wrong := [run for run, (name, folder) in zip(runs, named, strict=True) if not folder]:
+            raise SettingsError(f"curves: give each run as name=folder, got {', '.join(wrong)}.")
+        pairs = dict(named)
+        if len(pairs) < len(named):
+            raise SettingsError("curves: two runs have one name; give each a name of its own.")
         for name, panels in plot_curves(pairs, output).items():
             for panel, curve in panels.items():
                 epoch, value = curve[-1]
@@ -261,6 +268,12 @@ def _behind_a_switch(folder: str, switch: bool | str) -> tuple[str, bool | str]:
     if folder or not isinstance(switch, str) or switch.lower() in ("true", "false"):
         return folder, switch
     return switch, True
+
+
+def _place(word: str) -> int:
+    """Where a word stands in the command; behind all others if it does not."""
+    words = sys.argv[1:]
+    return words.index(word) if word in words else len(words)
 
 
 def _count(name: str, value: int | str) -> int:

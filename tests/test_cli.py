@@ -62,7 +62,8 @@ def test_compare(tmp_path: Path) -> None:
     assert "TC" in done.stdout
     done = run_python("-m", "mod_components", "compare", "a", "b", "--json", cwd=tmp_path)
     first = run_python("-m", "mod_components", "compare", "--json", "a", "b", cwd=tmp_path)
-    assert first.stdout == done.stdout
+    between = run_python("-m", "mod_components", "compare", "a", "--json", "b", cwd=tmp_path)
+    assert first.stdout == done.stdout == between.stdout
     row = next(
         row
         for row in json.loads(done.stdout)["differences"]
@@ -103,6 +104,8 @@ def test_words_stay_words(data: Path, tmp_path: Path) -> None:
         (["check", "2021", "--fast", "maybe"], "error: expected true or false, got 'maybe'"),
         (["compare", "no", "where"], "error: "),
         (["compare", "1"], "error: compare: give two folders of evaluations, got 1"),
+        (["curves", "runs/a/eval"], "error: curves: give each run as name=folder, got runs/a/eval"),
+        (["curves", "a=1", "a=2"], "error: curves: two runs have one name"),
     ],
 )
 def test_plain_errors(arguments: list[str], message: str, tmp_path: Path) -> None:

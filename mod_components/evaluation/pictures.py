@@ -23,7 +23,7 @@ from mod_components.evaluation.canvas import (
     make_canvas,
     show_plane,
 )
-from mod_components.metrics import LESION_MINIMUM, dice, hd95, spacing_of
+from mod_components.metrics import LESION_MINIMUM, SAME_SIZE, dice, hd95, spacing_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -187,7 +187,8 @@ def _outline(
     """Outlines of the regions (3, D, H, W) of truth or prediction in a plane."""
     for place, (region, colour) in enumerate(COLOURS.items()):
         mask = cut_plane(masks[REGIONS.index(region)], plane, centre)
-        if not mask.any() or mask.all():  # there is no line, and matplotlib warns
+        # there is no line, and matplotlib warns, or refuses what is one voxel wide
+        if not mask.any() or mask.all() or min(mask.shape) < 2:
             continue
         for stroke in _strokes(name, colour, _WIDTHS[region]):
             axes.contour(
@@ -215,7 +216,7 @@ def _unseen(
         ("Missed", truth, pred, LESION_MINIMUM),
     ):
         sizes = _parts_apart(mask, other, centre) * voxel  # mm³
-        sizes = sizes[sizes > least]
+        sizes = sizes[sizes > least * (1 + SAME_SIZE)]
         if sizes.size:
             largest = sizes.max() / _MM3_PER_ML
             volume = f"{largest:.2f}" if largest >= 0.01 else "under 0.01"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 from mod_components.data import labels_to_regions, load_datalist, read_folder, select
 from mod_components.errors import DataError, SettingsError
-from mod_components.evaluation.compare import read_scores
+from mod_components.evaluation.compare import PER_CASE, read_scores
 from mod_components.evaluation.thresholds import (
     NONE,
     ORDER,
@@ -29,6 +31,10 @@ from mod_components.evaluation.thresholds import (
 from mod_components.files import DATALIST, POSTPROCESSING, file_digest, save_json
 
 __all__ = ["refuse_own_cases", "table", "tune"]
+
+logger = logging.getLogger("mod_components.evaluation")
+
+_SAME_DICE = 1e-4
 
 
 def tune(
@@ -101,12 +107,15 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def refuse_own_cases(checkpoints: Sequence[str], cases: Sequence[dict[str, Any]]) -> None:
+def refuse_own_cases(
+    checkpoints: Sequence[str], cases: Sequence[dict[str, Any]], other_data: bool = False
+) -> None:
     """Refuse to judge thresholds on the cases that they were chosen on, or of other weights.
 
     Args:
         checkpoints: those that are evaluated; the thresholds lie beside the first.
         cases: the cases of the evaluation, by their ``"case"``.
+        other_data: whether they are of another data set, so that equal ids mean nothing.
 
     Raises:
         DataError: naming the file and the cases.
@@ -117,12 +126,20 @@ def refuse_own_cases(checkpoints: Sequence[str], cases: Sequence[dict[str, Any]]
         return  # who reads the thresholds says so
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        chosen, weights = set(content["chosen_on"][which]["cases"]), content["weights"]
+        chosen_on, weights = content["chosen_on"][which], content["weights"]
+        chosen, unnamed = set(chosen_on["cases"]), bool(chosen_on.get("number_of_cases"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} can't be read ({error}): make it again with tune.") from error
     if weights != file_digest(checkpoints[0]):
         raise DataError(f"{path} was not made for {checkpoints[0]} as it is: make it with tune.")
-    if own := sorted(chosen & {case["case"] for case in cases}):
+    if unnamed and not chosen and not other_data:
+        logger.warning(
+            "%s does not name the cases that its thresholds were chosen on: whether they are among "
+            "these is not known.",
+            path,
+        )
+    own = sorted(chosen & {case["case"] for case in cases})
+    if own and not other_data:
         raise DataError(
             f"{path}: its thresholds ({which}) were chosen on {len(own)} of these cases "
             f"({', '.join(own[:5])}): evaluate other cases, or leave out --postprocess."
@@ -151,7 +168,7 @@ def _read_run(folder: Path, dataset_dir: str | os.PathLike[str]) -> dict[str, Ca
             "judged and not chosen: give trainings on folds (--fold 0 and so on)."
         )
     _refuse_other_evaluations(folder)
-    scored = set(read_scores(folder / "eval"))
+    scored = read_scores(folder / "eval")
     codes = [datalist["codes"][name] for name in ("necrosis", "oedema", "enhancing")]
     found = {}
     labels = _labels(dataset_dir or datalist["dataset_dir"])
@@ -165,9 +182,22 @@ def _read_run(folder: Path, dataset_dir: str | os.PathLike[str]) -> dict[str, Ca
         if pred.shape != truth.shape:
             raise DataError(f"{name}: {path} is not on the grid of {labels[name]}.")
         found[name] = components(pred, truth, voxel)
+        _refuse_another_map(path, found[name], scored[name])
     if not found:
         raise DataError(f"{folder / 'eval'} has no held-out case of the run: evaluate it first.")
     return found
+
+
+def _refuse_another_map(path: Path, case: Case, scored: Mapping[str, float]) -> None:
+    """Inference writes files of these names, too, and a cut evaluation leaves some of each."""
+    for region, dice in mean_dice([case], NONE).items():
+        before = scored.get(f"dice_{region.lower()}", math.nan)
+        if abs(before - dice) > _SAME_DICE:
+            raise DataError(
+                f"{path} is not the label map that was evaluated: its Dice of {region} is "
+                f"{dice:.4f}, and {PER_CASE} beside it says {before:.4f}. Evaluate the run again, "
+                "with its label maps."
+            )
 
 
 def _labels(dataset_dir: str | os.PathLike[str]) -> dict[str, str]:

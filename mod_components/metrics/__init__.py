@@ -9,7 +9,7 @@ from mod_components.metrics.lesions import (
     LesionScores,
     lesion_scores,
 )
-from mod_components.metrics.masks import binary_masks, crop_to_masks, spacing_of
+from mod_components.metrics.masks import SAME_SIZE, binary_masks, crop_to_masks, spacing_of
 from mod_components.metrics.overlap import dice, precision, sensitivity, volume, volume_error
 from mod_components.metrics.regions import RegionDice, RegionHD95, RegionScores
 from mod_components.metrics.surface import HD95_MISSED, NSD_TOLERANCE, hd95, nsd, surface_scores
@@ -20,6 +20,7 @@ __all__ = [
     "LESION_MINIMUM",
     "NSD_TOLERANCE",
     "REGIONS",
+    "SAME_SIZE",
     "LesionScores",
     "RegionDice",
     "RegionHD95",

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from mod_components.metrics.masks import binary_masks, bounding_box, voxel_size
+from mod_components.metrics.masks import SAME_SIZE, binary_masks, bounding_box, voxel_size
 from mod_components.metrics.surface import hd95_of_distances, surface_distances
 
 __all__ = ["DILATIONS", "LESION_HD95_MISSED", "LESION_MINIMUM", "LesionScores", "lesion_scores"]
@@ -118,7 +118,7 @@ def _scores_of_one(
     voxel = math.prod(spacing)
     for number, around in enumerate(ndimage.find_objects(near) if n_near else [], start=1):
         lesion = truth[around] & (near[around] == number)
-        if np.count_nonzero(lesion) * voxel <= LESION_MINIMUM:
+        if np.count_nonzero(lesion) * voxel <= LESION_MINIMUM * (1 + SAME_SIZE):
             continue
         mine = touching.get(number, [])
         found += bool(mine)

@@ -12,7 +12,19 @@ from monai.data import MetaTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["binary_masks", "bounding_box", "count", "crop_to_masks", "spacing_of", "voxel_size"]
+__all__ = [
+    "SAME_SIZE",
+    "binary_masks",
+    "bounding_box",
+    "count",
+    "crop_to_masks",
+    "spacing_of",
+    "voxel_size",
+]
+
+SAME_SIZE = 1e-5
+"""Lengths and volumes that differ by less than this share of themselves are the same: headers keep
+voxel sizes as 32-bit floats, and one that is meant to be 1 mm may be 1.0000001."""
 
 Box = tuple[slice, ...]
 

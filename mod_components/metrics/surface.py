@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from mod_components.metrics.masks import binary_masks, bounding_box, voxel_size
+from mod_components.metrics.masks import SAME_SIZE, binary_masks, bounding_box, voxel_size
 
 __all__ = [
     "HD95_MISSED",
@@ -133,7 +133,8 @@ def _scores_of_one(
         return 0.0, 1.0
     if not len(there) or not len(back):
         return HD95_MISSED, 0.0
-    near = int((there <= tolerance).sum() + (back <= tolerance).sum())
+    within = tolerance * (1 + SAME_SIZE)
+    near = int((there <= within).sum() + (back <= within).sum())
     return hd95_of_distances(distances), near / (len(there) + len(back))
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from mod_components import __version__
 from mod_components.errors import CheckpointError, SettingsError
-from mod_components.files import DATALIST, POSTPROCESSING, save_json, write_atomically
+from mod_components.files import DATALIST, POSTPROCESSING, file_digest, save_json, write_atomically
 from mod_components.release.card import CURVES, card_values, metadata_values
 from mod_components.release.curves import training_curves
 from mod_components.release.huggingface import write_folder
@@ -158,6 +158,11 @@ def _other_records(models: Path, datalist: bool) -> dict[str, bytes]:
     path = models / POSTPROCESSING
     if path.is_file():
         found = _read_json(path, "make it again with tune")
+        if found.get("weights") not in (None, file_digest(models / "model.pt")):
+            raise CheckpointError(
+                f"{path} was not made for {models / 'model.pt'} as it is: make it again with tune, "
+                "or take it away."
+            )
         try:
             found = found if datalist else without_case_ids(found)
         except ValueError as error:

@@ -183,6 +183,23 @@ def test_post_processing_without_thresholds_is_told(config: str, tmp_path: Path)
     assert "postprocessing.json can't be used; choose thresholds first" in message
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_thresholds_of_other_weights_are_refused(config: str, tmp_path: Path) -> None:
+    """A training that went on leaves those of the weights before beside its model."""
+    path, _ = write_checkpoint(tmp_path / "a", "unetr", seed=1)
+    thresholds = Thresholds({"TC": 40, "WT": 64, "ET": 24}, 1000)
+    content = {"single": thresholds.as_dict(), "weights": file_digest(path)}
+    (path.parent / "postprocessing.json").write_text(json.dumps(content))
+    workflow = open_config("unetr", config, str(path), postprocess=True)
+    assert workflow.parser.get_parsed_content("thresholds") == thresholds.as_dict()
+    write_checkpoint(tmp_path / "a", "unetr", seed=2)
+    workflow = open_config("unetr", config, str(path), postprocess=True)
+    message = refusal(workflow, "thresholds")
+    assert f"it was made for other weights than {path} as it is" in message
+    workflow = open_config("unetr", config, str(tmp_path / "no" / "model.pt"))
+    assert workflow.parser.get_parsed_content("thresholds") is None
+
+
 def infer(checkpoint: str, data: Path, output: Path, *options: str) -> Any:
     """``inference.json`` of unetr, in a Python that does not have this package."""
     (output.parent / "site").mkdir(exist_ok=True)

@@ -67,6 +67,15 @@ def test_p_is_that_of_all_signs(tmp_path: Path) -> None:
     assert math.isnan(dices[3].p_holm)
 
 
+@pytest.mark.parametrize("equal", [0, 1, 9, 40])
+def test_cases_in_which_nothing_differs_change_no_p(tmp_path: Path, equal: int) -> None:
+    """Five that differ alike: no test can say more than 2 / 2^5 of them."""
+    change = np.zeros((5 + equal, 3))
+    change[:5] = np.arange(1, 6)[:, None] / 100
+    found = pair(tmp_path, change)
+    assert [d.p for d in found.differences[:3]] == pytest.approx([2 / 2**5] * 3)
+
+
 def test_differences_are_b_less_a_with_a_paired_interval(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     change = np.round(rng.normal([0.02, -0.01, 0.0], 0.03, (40, 3)), 4)

@@ -33,6 +33,16 @@ def test_true_proportions_with_three_regions_twice() -> None:
     assert dashed == 3 * [False] + 6 * [True]
 
 
+@pytest.mark.parametrize("size", [(12, 12, 1), (12, 1, 12), (1, 12, 12)])
+def test_a_scan_of_one_slice(size: tuple[int, int, int]) -> None:
+    image = MetaTensor(torch.rand(4, *size))
+    mask = MetaTensor(torch.zeros(3, *size))
+    mask[:, : (size[0] + 1) // 2, : (size[1] + 1) // 2, : (size[2] + 1) // 2] = 1
+    figure = draw_case(image, mask, mask, title="flat")
+    assert picture_bytes(figure)
+    assert sum(bool(axes.collections) for axes in figure.axes) > 0  # the plane that is one
+
+
 @pytest.mark.parametrize("with_pred", [True, False])
 @pytest.mark.parametrize("with_label", [True, False])
 def test_what_is_there_is_drawn_and_said(with_pred: bool, with_label: bool) -> None:

@@ -14,6 +14,7 @@ from mod_components.errors import DataError, SettingsError
 from mod_components.evaluation import refuse_own_cases
 from mod_components.evaluation.tuning import table, tune
 from mod_components.files import file_digest
+from mod_components.release.privacy import without_case_ids
 from tests.data.folders import write_case, write_volume
 
 
@@ -40,7 +41,8 @@ def make_runs(root: Path, *, specks: tuple[bool, ...] = (True, True, True)) -> l
             write_volume(run / "eval" / f"{case['case']}_seg.nii.gz", pred)
         notes = {"checkpoints": 1, "weights": file_digest(run / "models" / "model.pt")}
         (run / "eval" / "summary.json").write_text(json.dumps({"notes": notes}))
-        rows = "".join(f"{case['case']},0.5\n" for case in held_out)
+        dice = 2 * 343 / (2 * 343 + 27 * dirty)
+        rows = "".join(f"{case['case']},{dice:.6g}\n" for case in held_out)
         (run / "eval" / "metrics_per_case.csv").write_text("case,dice_wt\n" + rows)
         runs.append(run)
     return runs
@@ -101,6 +103,22 @@ def test_a_missing_prediction_names_the_case(tmp_path: Path) -> None:
         tune(runs)
 
 
+def test_maps_that_are_not_those_that_were_evaluated(tmp_path: Path) -> None:
+    """Inference writes files of the same names into the same folder."""
+    runs = make_runs(tmp_path)
+    path = next((runs[2] / "eval").glob("*_seg.nii.gz"))
+    before = path.read_bytes()
+    tune(runs)
+    write_volume(path, np.asarray(nib.load(path).dataobj) * (np.arange(16) < 12))
+    with pytest.raises(
+        DataError,
+        match=r"is not the label map that was evaluated: its Dice of WT is 1\.0000, .* 0\.9621",
+    ):
+        tune(runs)
+    path.write_bytes(before)
+    tune(runs)
+
+
 def test_shapes_must_fit(tmp_path: Path) -> None:
     runs = make_runs(tmp_path)
     path = next((runs[2] / "eval").glob("*_seg.nii.gz"))
@@ -145,9 +163,22 @@ def test_thresholds_are_not_judged_on_their_own_cases(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"thresholds \(single\) were chosen on 2 of these"):
         refuse_own_cases(models[1:2], own)
     refuse_own_cases(models, [{"case": "New"}])
+    refuse_own_cases(models, own, other_data=True)  # other patients of the same ids
     Path(models[0]).write_bytes(b"trained again")
     with pytest.raises(DataError, match=r"was not made for .*model.pt as it is"):
         refuse_own_cases(models, [{"case": "New"}])
+
+
+def test_thresholds_that_do_not_name_their_cases(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As they are packed: ids can be names of patients."""
+    runs = make_runs(tmp_path)
+    tune(runs)
+    path = runs[0] / "models" / "postprocessing.json"
+    path.write_text(json.dumps(without_case_ids(json.loads(path.read_text()))))
+    refuse_own_cases([str(path.with_name("model.pt"))], [{"case": "Case_0"}])
+    assert "whether they are among these is not known" in caplog.text
 
 
 def test_label_maps_with_a_slope_and_cut_short(tmp_path: Path) -> None:

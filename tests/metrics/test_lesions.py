@@ -126,6 +126,8 @@ def test_a_tiny_lesion_does_not_count() -> None:
 def test_fifty_cubic_millimetres_are_too_small_and_more_is_not() -> None:
     fifty = box(SHAPE, (2, 4, 4), (4, 9, 9))
     assert score(fifty, fifty)[2] == 0
+    rounded = 3 * (float(np.nextafter(np.float32(1), 2)),)  # as a header of 32-bit floats has it
+    assert lesion_scores(fifty[None], fifty[None], rounded)[0].lesions == 0
     fifty[4, 4, 4] = True
     assert score(fifty, fifty)[2] == 1
 

@@ -76,6 +76,8 @@ def test_a_slab_one_voxel_away_is_within_a_millimetre() -> None:
     truth = box((8, 5, 5), (0, 0, 0), (3, 5, 5))[None]
     pred = box((8, 5, 5), (0, 0, 0), (4, 5, 5))[None]
     assert nsd(pred, truth).item() == 1
+    assert nsd(pred, truth, (float(np.nextafter(np.float32(1), 2)), 1, 1)).item() == 1
+    assert nsd(pred, truth, (1.001, 1, 1)).item() < 1
     # Surfaces: 25 + 16 + 25 = 66 voxels of the truth, 25 + 16 + 16 + 25 = 82 of the prediction.
     # In both: layers 0 and 1 and the rim of layer 2, 25 + 16 + 16. Half a millimetre forgives
     # no other: 57 of each.

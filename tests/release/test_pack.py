@@ -19,6 +19,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from mod_components import __version__
 from mod_components.errors import CheckpointError, SettingsError
+from mod_components.files import file_digest
 from mod_components.release import backbones, render
 from mod_components.release.pack import pack, pack_all
 from tests.bundles.conftest import run_python
@@ -138,7 +139,8 @@ def test_no_path_of_the_machine_is_in_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "unetr", record={"command": command})
     chosen = {"cases": ["Smith_Ann"], "dice_before": {"WT": 0.5}, "dice_after": {"WT": 0.6}}
     thresholds = {"min_component_mm3": {"TC": 0, "WT": 8, "ET": 0}, "min_et_mm3": 0}
-    content = {"weights": "0", "single": thresholds, "chosen_on": {"single": chosen}}
+    weights = file_digest(run / "models" / "model.pt")
+    content = {"weights": weights, "single": thresholds, "chosen_on": {"single": chosen}}
     (run / "models" / "postprocessing.json").write_text(json.dumps(content))
     listed = {"dataset_dir": "/home/ann/scans", "training": [{"case": "Smith_Ann", "image": "a/b"}]}
     (run / "models" / "datalist.json").write_text(json.dumps(listed))
@@ -321,6 +323,8 @@ def break_run(run: Path, how: str) -> None:
         content["settings"]["learning_rate"] = float("nan")
     elif how == "thresholds of no cases":
         (models / "postprocessing.json").write_text('{"chosen_on": []}')
+    elif how == "thresholds of other weights":
+        (models / "postprocessing.json").write_text('{"weights": "0123456789abcdef"}')
     elif how == "no such network":
         content["settings"]["network"]["depths"] = "two"
     if path.is_file() and how != "damaged record":
@@ -349,6 +353,7 @@ def break_run(run: Path, how: str) -> None:
             for how, (place, _) in WRONG_TYPES.items()
         ),
         ("number that is none", r"training\.json holds a number that JSON does not have"),
+        ("thresholds of other weights", r"postprocessing\.json was not made for .*model\.pt as it"),
         ("thresholds of no cases", r"postprocessing\.json cannot be read .*: make it again"),
         ("no such network", r"the network that it tells of can't be built"),
     ],
