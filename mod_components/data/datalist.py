@@ -160,6 +160,8 @@ def _own_split(
         return sorted(labelled), []
     mend = 'It should be {"train": [ids], "validation": [ids]}: correct or remove it.'
     content = read_object(path, mend=mend)
+    if unknown := [key for key in content if key not in ("train", "validation")]:
+        raise DataError(f"{path} has the unknown entries {', '.join(unknown)}. {mend}")
     lists = [content.get("train"), content.get("validation", [])]
     if not all(isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in lists):
         raise DataError(f"{path} has no lists of case ids. {mend}")

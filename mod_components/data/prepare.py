@@ -128,11 +128,15 @@ def prepare_training(
     training, validation = select(content, fold, root)
     wanted = [case for case in training + validation if case["case"] not in left_out(content)]
     layout, usable = checked(root, wanted, legacy, skip)
+    if resumed:
+        _refuse_other_codes(layout, content, written)
     gone = {case["case"] for case in training + validation} - set(usable)
     training = [usable[case["case"]] for case in training if case["case"] in usable]
     validation = [usable[case["case"]] for case in validation if case["case"] in usable]
     if not training or not validation:
         raise DataError(f"no case of {root} is left to {'validate' if training else 'train'} on.")
+    if {case["case"] for case in training} & {case["case"] for case in validation}:
+        logger.warning("%s: its one case trains and validates: its Dice tells nothing", root)
     name = data_name(dataset_dir)
     logger.info(
         "%s (%s): %d cases to train, %d to validate",
@@ -281,6 +285,15 @@ def _refuse_another_split(content: Mapping[str, Any], written: Path, datalist: s
         raise DataError(
             f"the run to resume has the split of {written}, and {datalist} is another one: leave "
             "out --datalist, or train anew without --resume."
+        )
+
+
+def _refuse_other_codes(layout: Layout, content: Mapping[str, Any], path: Path) -> None:
+    if dict(content["codes"]) != dict(layout.codes):
+        raise DataError(
+            f"the run to resume read {content['codes']} as codes of the label maps ({path}), and "
+            f"this one reads {dict(layout.codes)}: give the --dataset_dir and --legacy_et that it "
+            "had, or train anew without --resume."
         )
 
 

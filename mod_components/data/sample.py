@@ -47,7 +47,7 @@ def make_sample(
         The folder, complete.
 
     Raises:
-        DataError: if the folder holds something else.
+        DataError: if the folder holds something else, or can't be written.
         ValueError: if ``cases`` is below 1.
     """
     if cases < 1:
@@ -57,9 +57,16 @@ def make_sample(
     if _is_complete(target, wanted):
         return target
     _refuse_foreign(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(target)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
+    except OSError as error:
+        raise DataError(
+            f"the embedded sample can't be made in {target.parent} ({error.strerror}): name a "
+            "folder that can be written with the environment variable MOD_CACHE, or give "
+            "--dataset_dir your own data."
+        ) from error
     try:
         _write_cases(temporary, cases, seed)
         (temporary / _MARKER).write_text(json.dumps(wanted, indent=4) + "\n", encoding="utf-8")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import filecmp
-import json
 import logging
 import os
 import platform
-import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -24,12 +21,16 @@ from torch import nn
 
 import mod_components
 from mod_components.errors import CheckpointError, TrainingError
-from mod_components.files import (
-    DATALIST,
-    POSTPROCESSING,
-    copy_atomically,
-    save_json,
-    save_tensors,
+from mod_components.files import DATALIST, copy_atomically, save_json, save_tensors
+from mod_components.handlers.earlier import (
+    LAST,
+    MODEL,
+    REPORT,
+    began_with_weights,
+    epoch_states,
+    history,
+    keep_earlier,
+    refuse_previous,
 )
 from mod_components.handlers.restore import restore
 from mod_components.handlers.weights import check_fit, first_not_finite, read_checkpoint
@@ -41,8 +42,6 @@ __all__ = ["Checkpoint"]
 
 logger = logging.getLogger("mod_components.checkpoint")
 
-MODEL, LAST, REPORT, PREVIOUS = "model.pt", "last.pt", "training.json", "previous"
-RUN_FILES = (MODEL, "model_ema.pt", LAST, REPORT, DATALIST, POSTPROCESSING)
 EPOCH = "epoch_{:04d}.pt"
 
 
@@ -106,9 +105,13 @@ class Checkpoint:
         self.settings = dict(settings or {})
         self.datalist = dict(datalist or {})
         self.resumable = resumable
+        self.init_from = "" if self.resume else os.path.expanduser(init_from)
+        refuse_previous(self.init_from, self.folder)
+        if self.resume and began_with_weights(self.folder / REPORT):
+            self.settings["pretrained"] = True  # whether or not the command says so again
+        begun_in = Path(self.init_from).parent if self.init_from else self.folder
         pretrained = bool(self.settings.get("pretrained"))
-        begun_in = Path(init_from).parent if init_from and not self.resume else self.folder
-        self.history = _history(begun_in / REPORT, self.resume) if pretrained else []
+        self.history = history(begun_in / REPORT, self.resume) if pretrained else []
         self._first_save = not self.resume
 
     def attach(self, engine: SupervisedTrainer) -> None:
@@ -146,7 +149,7 @@ class Checkpoint:
             ) from error
 
     def _nothing_there(self) -> str:
-        states = [path.name for path in (*_states(self.folder), self.folder / LAST)]
+        states = [path.name for path in (*epoch_states(self.folder), self.folder / LAST)]
         there = ", ".join(name for name in sorted(states) if (self.folder / name).is_file())
         if self.state_file.name != LAST and there:
             return f"--resume_from: {self.state_file} does not exist; the states there are {there}."
@@ -168,9 +171,10 @@ class Checkpoint:
         network = plain_module(self.network)
         check_fit(network, state["network"], path)
         network.load_state_dict(state["network"])
+        steps = _steps(engine, state)
         for name, item in self.objects.items():
             try:
-                restore(name, item, state[name])
+                restore(name, item, state[name], steps)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise CheckpointError(
                     f"{path}: its {name} does not fit this run ({error}). Give the settings that "
@@ -179,7 +183,7 @@ class Checkpoint:
         if engine.scaler is not None and state.get("scaler"):
             engine.scaler.load_state_dict(state["scaler"])
         engine.state.epoch = state["epoch"]
-        engine.state.iteration = state["iteration"]
+        engine.state.iteration = steps[1]
         if self.evaluator is not None:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
@@ -252,9 +256,13 @@ class Checkpoint:
                 os.link(self.folder / LAST, newest)
             except OSError:  # a file system without hard links
                 copy_atomically(self.folder / LAST, newest)
-        for path in _states(self.folder):
+        for path in epoch_states(self.folder):
             if path.name not in kept:
                 path.unlink(missing_ok=True)
+
+    def _keep_earlier(self, _engine: SupervisedTrainer) -> None:
+        if idist.get_rank() == 0:
+            keep_earlier(self.folder, self.init_from)
 
     def _best(self) -> dict[str, Any]:
         if self.evaluator is None:
@@ -283,26 +291,6 @@ class Checkpoint:
             "command": sys.argv,
         }
 
-    def _keep_earlier(self, _engine: SupervisedTrainer) -> None:
-        """Keep an earlier run's files in ``previous/``, in place of those of the run before it."""
-        states = [path.name for path in _states(self.folder)]
-        present = [name for name in (*RUN_FILES, *states) if (self.folder / name).is_file()]
-        if idist.get_rank() > 0 or not present:
-            return
-        kept = self.folder / PREVIOUS
-        kept.mkdir(exist_ok=True)
-        own, other = self.folder / MODEL, kept / MODEL
-        # the same where a run was cut before it saved: then the rest of that set is there too
-        known = own.is_file() and other.is_file() and filecmp.cmp(own, other, shallow=False)
-        for path in () if known else (*(kept / name for name in RUN_FILES), *_states(kept)):
-            path.unlink(missing_ok=True)
-        for name in present:
-            if name in (MODEL, REPORT):
-                copy_atomically(self.folder / name, kept / name)
-            else:
-                os.replace(self.folder / name, kept / name)
-        logger.info("files of an earlier run are now in %s", kept)
-
 
 def _state_file(folder: Path, name: str | os.PathLike[str] | None) -> Path:
     """The file to resume from: given by its name or its path, or the last state."""
@@ -315,17 +303,14 @@ def _state_file(folder: Path, name: str | os.PathLike[str] | None) -> Path:
     return folder / given.name
 
 
-def _states(folder: Path) -> list[Path]:
-    """States of single epochs, by the names that are given here: others are the user's own."""
-    return [p for p in folder.glob("epoch_*.pt") if re.fullmatch(r"epoch_[0-9]{4,}\.pt", p.name)]
-
-
-def _history(path: Path, resumed: bool) -> list[dict[str, Any]]:
-    """What the weights that a run starts from were trained on, the earliest first."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        keys = ("dataset_dir", "training_cases", "epochs")
-        last = [] if resumed else [{key: report["settings"].get(key) for key in keys}]
-        return [*report.get("history", []), *last]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return [{"dataset_dir": "unknown"}]
+def _steps(engine: SupervisedTrainer, state: Mapping[str, Any]) -> tuple[int, int]:
+    """Steps that were made until a state was saved, and those that as many epochs are now."""
+    before, now = state["iteration"], state["epoch"] * (engine.state.epoch_length or 0)
+    if not before or not now or before == now:
+        return before, before
+    logger.warning(
+        "an epoch has %d steps now and had %g: schedules go on from as many epochs as were made.",
+        engine.state.epoch_length,
+        before / state["epoch"],
+    )
+    return before, now

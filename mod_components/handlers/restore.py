@@ -15,7 +15,9 @@ _OF_THE_RUN = ("weight_decay", "initial_lr")  # of an optimizer's groups
 _POSITION = ("last_epoch", "_step_count", "_last_lr")  # of a schedule
 
 
-def restore(name: str, item: Any, state: Mapping[str, Any]) -> None:
+def restore(
+    name: str, item: Any, state: Mapping[str, Any], steps: tuple[int, int] = (1, 1)
+) -> None:
     """Give an object its saved state, but for what the run's settings decide.
 
     PyTorch saves an optimizer's weight decay, and a schedule's learning rate and length, in their
@@ -29,10 +31,14 @@ def restore(name: str, item: Any, state: Mapping[str, Any]) -> None:
         name: of the object, for errors.
         item: an object with ``load_state_dict()``; a schedule after its optimizer.
         state: what its ``state_dict()`` was.
+        steps: how many had been made, and how many as many epochs are now: with other batches or
+            processes they differ, and schedules that count steps would be elsewhere. An object that
+            counts steps of its own has a ``rescale_steps(ratio)``.
 
     Raises:
         ValueError: if the state does not fit; or what else the object raises.
     """
+    before, now = steps
     if isinstance(item, Optimizer):
         own = [{key: group[key] for key in _OF_THE_RUN if key in group} for group in _groups(item)]
         item.load_state_dict(dict(state))
@@ -42,6 +48,8 @@ def restore(name: str, item: Any, state: Mapping[str, Any]) -> None:
         if missing := [key for key in _POSITION if key not in state]:
             raise ValueError(f"it is no state of {name}: it lacks {', '.join(missing)}")
         vars(item).update({key: state[key] for key in _POSITION})
+        if item.last_epoch == before:  # and not epochs, which stay what they are
+            item.last_epoch = now
         with warnings.catch_warnings():  # a plain LambdaLR wants to be asked in its step alone
             warnings.simplefilter("ignore", UserWarning)
             rates = [float(rate) for rate in item.get_lr()]
@@ -50,6 +58,8 @@ def restore(name: str, item: Any, state: Mapping[str, Any]) -> None:
         item._last_lr = list(rates)
     else:
         item.load_state_dict(state)
+        if now != before and hasattr(item, "rescale_steps"):
+            item.rescale_steps(now / before)
 
 
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -84,5 +84,8 @@ class WeightAverage(MODHandler):
         self.refer(_hook=engine.optimizer.register_step_post_hook(follow))
 
     def _save(self, _engine: SupervisedTrainer) -> None:
-        if idist.get_rank() == 0:
-            save_tensors(self.build().module.state_dict(), self.path)
+        weights = self.build().module.state_dict()
+        # the checkpoint's handler ends a run whose weights are lost; what is there stays as it is
+        whole = all(bool(x.isfinite().all()) for x in weights.values() if x.is_floating_point())
+        if idist.get_rank() == 0 and whole:
+            save_tensors(weights, self.path)

@@ -137,6 +137,14 @@ class EMATeacher(MODHandler):
         """Restore the number of optimizer steps."""
         self.steps = int(state["steps"])
 
+    def rescale_steps(self, ratio: float) -> None:
+        """Count as if an epoch had always had as many steps as now.
+
+        Args:
+            ratio: steps of an epoch now, over those of the run that is resumed.
+        """
+        self.steps = round(ratio * self.steps)
+
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:

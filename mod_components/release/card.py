@@ -307,6 +307,8 @@ def _performance_text(training: Mapping[str, Any]) -> str:
 
 def _caveat(training: Mapping[str, Any]) -> str:
     """Why the figures are too good."""
+    if training["settings"].get("validated_on_training"):
+        return "The network was trained on these very cases: the figures tell nothing of others."
     known = (
         "The weights that the training began with may have been trained on some of them, and they"
         if earlier(training)

@@ -17,7 +17,7 @@ _DRIVE = re.compile(r"\s*[A-Za-z]:(?![:\s])")
 _HOME = re.compile(r"\s*~[^/\\]*$")
 _QUOTES = " \t\r\n'\"()[]{},;"
 # a path inside the data set
-_INSIDE = re.compile(r"[^/\\~$%:]+(/[^/\\:]+)*")
+_INSIDE = re.compile(r"[^/\\~$%:][^/\\$%:]*(/[^/\\:]+)*")
 
 
 def cleaned(training: Mapping[str, Any], package: str) -> dict[str, Any]:
@@ -65,13 +65,15 @@ def without_paths(node: Any) -> Any:
 
 
 def datalist_without_paths(datalist: Mapping[str, Any]) -> dict[str, Any]:
-    """``datalist.json`` with the paths inside the data set's folder, and no other.
+    """``datalist.json`` with its cases' ids and the paths inside the data set, and no other.
 
     Args:
         datalist: its content.
     """
     return {
-        key: [_case_without_paths(case) for case in value]
+        key: value
+        if key in ("left_out", "seen_unlabelled")
+        else [_case_without_paths(case) for case in value]
         if key in ("training", "validation", "unlabelled") and isinstance(value, list)
         else without_paths(value)
         for key, value in datalist.items()
@@ -94,15 +96,20 @@ def without_case_ids(postprocessing: Mapping[str, Any]) -> dict[str, Any]:
     ):
         raise ValueError("its chosen_on names no lists of cases")
     counted = {
-        which: {**found, "cases": [], "number_of_cases": len(found.get("cases", []))}
+        which: {
+            **found,
+            "cases": [],
+            # of a bundle that was packed before
+            "number_of_cases": len(found.get("cases", [])) or found.get("number_of_cases", 0),
+        }
         for which, found in chosen.items()
     }
     return {**postprocessing, "chosen_on": counted}
 
 
 def _case_without_paths(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {key: _case_without_paths(value) for key, value in node.items()}
+    if isinstance(node, Mapping):  # an id is what the data set's own files are named by
+        return {k: v if k == "case" else _case_without_paths(v) for k, v in node.items()}
     if isinstance(node, list):
         return [_case_without_paths(item) for item in node]
     inside = isinstance(node, str) and _INSIDE.fullmatch(node) and ".." not in node.split("/")

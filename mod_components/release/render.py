@@ -12,6 +12,7 @@ from typing import Any
 from mod_components import __version__
 from mod_components.errors import SettingsError
 from mod_components.release.card import PACKAGE, card_values, metadata_values
+from mod_components.release.unpack import is_plain_name
 
 __all__ = ["PACKAGE", "backbones", "render", "render_bundle"]
 
@@ -27,6 +28,7 @@ ON_PATH = (  # a bundle's own package, wherever the bundle is used from
     + BUNDLE_ROOT.removeprefix("$")
     + ") if folder not in sys.path and os.path.isdir(os.path.join(folder, '{package}'))]"
 ).replace("{}", "{{}}")
+MONAI_NETS = "monai.networks.nets."
 CONFIGS = ("train", "baseline", "multi_gpu_train", "evaluate", "inference", "metadata")
 TEXTS = ("configs/logging.conf", "docs/README.md", "docs/data_license.txt")
 ROW = [
@@ -67,7 +69,21 @@ def backbones(path: str | Path | None = None) -> dict[str, dict[str, Any]]:
     for name, row in table.items():
         if missing := [key for key in ROW if key not in row]:
             raise SettingsError(f"{source}: the row {name!r} lacks {', '.join(missing)}.")
+        _refuse_what_can_not_be_packed(f"{source}: the row {name!r}", name, row)
     return table
+
+
+def _refuse_what_can_not_be_packed(where: str, name: str, row: Mapping[str, Any]) -> None:
+    """Now, before anything is trained with it."""
+    if not is_plain_name(name):
+        raise SettingsError(
+            f"{where} must be named by letters, digits, _ and - alone and without '_v', behind "
+            "which a zip has its version."
+        )
+    target = str(row["network_def"].get("_target_", ""))
+    module, _, network = target.removeprefix(MONAI_NETS).rpartition(".")
+    if module and target.startswith(MONAI_NETS):
+        raise SettingsError(f"{where} has the network {target}: write {MONAI_NETS}{network}.")
 
 
 def render_bundle(

@@ -29,7 +29,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Archive", "ArchiveError", "Finding", "get_bundle", "read_archive", "unpack"]
+__all__ = [
+    "Archive",
+    "ArchiveError",
+    "Finding",
+    "get_bundle",
+    "is_plain_name",
+    "read_archive",
+    "unpack",
+]
 
 MAX_BYTES = 4 * 10**9
 MAX_RATIO = 100
@@ -253,6 +261,11 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a bundle can have that name: its zip is called ``<name>_v<version>.zip``."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)) and "_v" not in name
+
+
 def _top_folder(entries: Sequence[zipfile.ZipInfo], stem: str) -> tuple[str, list[Finding]]:
     tops = sorted({entry.orig_filename.partition("/")[0] for entry in entries})
     loose = [entry for entry in entries if "/" not in entry.orig_filename]
@@ -261,7 +274,7 @@ def _top_folder(entries: Sequence[zipfile.ZipInfo], stem: str) -> tuple[str, lis
         what = f"has {shown} at its top, where one folder with the bundle's name belongs"
         return "", [Finding("", f"{what}; pack that folder alone")]
     name = tops[0]
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or "_v" in name:
+    if not is_plain_name(name):
         what = f"has a top folder {name!a}, which is no plain name without '_v'"
         return "", [Finding("", f"{what}; rename the bundle")]
     if stem != name and not re.fullmatch(re.escape(name) + r"_v\d[\w.+-]*", stem):

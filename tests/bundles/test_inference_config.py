@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -140,6 +141,32 @@ def test_labels_of_unknown_names(tmp_path: Path) -> None:
     message = str(caught.value.__cause__)
     assert f"{folder}: the labels " in message
     assert "correct their names" in message
+
+
+def test_a_folder_that_is_linked_twice_counts_once(tmp_path: Path) -> None:
+    write_case(tmp_path / "all" / "B", "B")
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "B").symlink_to(tmp_path / "all" / "B")
+    (datalist,) = parsed(tmp_path, "datalist")
+    assert datalist == [{"case": c["case"], "image": c["image"]} for c in find_cases(tmp_path)]
+
+
+def test_a_folder_that_can_not_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else patients would be missing in what comes out, without a word."""
+    for case in ("A", "B"):
+        write_case(tmp_path / case, case)
+    scan = os.scandir
+
+    def refuse(path: str | Path) -> Any:
+        if Path(path).name == "A":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    message = refused(tmp_path)
+    assert f"{tmp_path / 'A'} can't be read (Permission denied)" in message
 
 
 def test_names_of_label_maps(tmp_path: Path) -> None:

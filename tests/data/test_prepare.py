@@ -206,6 +206,17 @@ def test_a_split_is_taken_over_without_what_its_run_saw(data: Path, tmp_path: Pa
     assert ids(second.training) == ids(first.training)
 
 
+def test_a_resumed_run_reads_labels_as_it_did(tmp_path: Path) -> None:
+    write_task01(tmp_path / "task", [f"BRATS_{index:03d}" for index in range(5)])
+    options = {"ckpt_dir": str(tmp_path / "models"), "fold": 0}
+    first = prepare_training(str(tmp_path / "task"), legacy_et=True, **options)
+    save_datalist(first.datalist, tmp_path / "models" / "datalist.json")
+    with pytest.raises(DataError, match=r"codes of the label maps .* the --dataset_dir and --lega"):
+        prepare_training(str(tmp_path / "task"), resume=True, **options)
+    again = prepare_training(str(tmp_path / "task"), resume=True, legacy_et=True, **options)
+    assert again.layout.codes == first.layout.codes
+
+
 def test_a_written_split_holds_out_the_fold_that_it_was_written_for(
     data: Path, tmp_path: Path
 ) -> None:

@@ -191,6 +191,20 @@ def test_somebody_elses_folder_is_left_alone(tmp_path: Path) -> None:
     assert len(scan(tmp_path)) == 1
 
 
+def test_a_cache_that_can_not_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose user has no home."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/.cache")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    message = r"can't be made in .* \(Permission denied\): name a folder .* MOD_CACHE, or give --da"
+    with pytest.raises(DataError, match=message):
+        make_sample(tmp_path / "no" / "sample", cases=1)
+
+
 def test_where_it_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MOD_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

@@ -22,7 +22,8 @@ from torch import nn
 from mod_components import files
 from mod_components.errors import CheckpointError, SettingsError
 from mod_components.handlers import checkpoint as checkpoint_module
-from mod_components.handlers.checkpoint import PREVIOUS, Checkpoint
+from mod_components.handlers.checkpoint import Checkpoint
+from mod_components.handlers.earlier import PREVIOUS
 from mod_components.handlers.seeding import Reseed
 from mod_components.mod import Attach, parameter_groups, state_objects
 from tests.toys import ToyNetwork, toy_components, toy_data
@@ -94,6 +95,7 @@ class Run:
         use_mod: bool = True,
         metrics: Sequence[float] | None = None,
         interval: int = 1,
+        batch: int = 2,
         handlers: Sequence[Any] = (),
         parts: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -138,7 +140,9 @@ class Run:
         self.trainer = SupervisedTrainer(
             device="cpu",
             max_epochs=epochs,
-            train_data_loader=DataLoader(dataset, batch_size=2, shuffle=True, num_workers=workers),
+            train_data_loader=DataLoader(
+                dataset, batch_size=batch, shuffle=True, num_workers=workers
+            ),
             network=self.network,
             optimizer=self.optimizer,
             loss_function=nn.BCEWithLogitsLoss(),
@@ -459,6 +463,34 @@ def test_what_pretrained_weights_were_trained_on_is_told(tmp_path: Path) -> None
     assert [run["dataset_dir"] for run in story["history"]] == ["BraTS", "listed"]
 
 
+def test_a_resumed_run_keeps_what_its_weights_began_with(tmp_path: Path) -> None:
+    """``init_from`` has no effect any more, so that few give it again."""
+    Run(tmp_path / "a", epochs=1, settings={"dataset_dir": "BraTS"}).run()
+    start = str(tmp_path / "a" / "model.pt")
+    Run(tmp_path / "b", epochs=1, settings={"pretrained": True}, init_from=start).run()
+    story = json.loads((tmp_path / "b" / "training.json").read_text())["history"]
+    assert [run["dataset_dir"] for run in story] == ["BraTS"]
+    (tmp_path / "a" / "model.pt").unlink()
+    for more in ({}, {"init_from": start}):
+        Run(tmp_path / "b", epochs=2, resume=True, settings={"pretrained": False}, **more).run()
+        report = json.loads((tmp_path / "b" / "training.json").read_text())
+        assert report["history"] == story
+        assert report["settings"]["pretrained"] is True
+
+
+def test_weights_to_begin_with_are_not_moved_or_removed(tmp_path: Path) -> None:
+    Run(tmp_path, epochs=1).run()
+    average = tmp_path / "model_ema.pt"
+    average.write_bytes((tmp_path / "model.pt").read_bytes())
+    with pytest.raises(KilledError):
+        Run(tmp_path, init_from=str(average), handlers=[KillAt(2)]).run()
+    assert average.is_file(), "the same command begins with it again"
+    assert (tmp_path / PREVIOUS / "model_ema.pt").is_file()
+    for name in ("model.pt", "model_ema.pt"):
+        with pytest.raises(CheckpointError, match=r"previous, where this run puts .* copy it to"):
+            Run(tmp_path, init_from=str(tmp_path / PREVIOUS / name))
+
+
 def test_a_failure_while_saving_leaves_a_run_that_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -479,6 +511,21 @@ def test_a_failure_while_saving_leaves_a_run_that_can_be_resumed(
     resumed = Run(tmp_path / "cut", resume=True, init=3).run().everything()
     straight = Run(tmp_path / "straight").run().everything()
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_run_with_other_steps_an_epoch_is_resumed_by_epochs(
+    tmp_path: Path, batch: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a batch that did not fit into memory: epochs are made, and schedules end at 0."""
+    Run(tmp_path, epochs=2).run()  # 2 epochs of 2 steps
+    own = Run(tmp_path, resume=True, batch=batch).run()
+    length = 4 // batch
+    assert f"an epoch has {length} steps now and had 2" in caplog.text
+    assert own.trainer.state.epoch == EPOCHS
+    assert own.trainer.state.iteration == EPOCHS * length
+    assert sorted(own.snapshots.weights) == [3, 4]
+    assert own.mod["teacher"].steps == own.mod["teacher"].total_steps == EPOCHS * length
 
 
 def test_scaler_state_is_kept(tmp_path: Path) -> None:

@@ -44,10 +44,12 @@ def saved(optimizer: Any, schedule: Any) -> dict[str, Any]:
     return copy.deepcopy({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()})
 
 
-def resumed(state: dict[str, Any], *run: Any, **settings: Any) -> tuple[Any, Any]:
+def resumed(
+    state: dict[str, Any], *run: Any, steps: tuple[int, int] = (1, 1), **settings: Any
+) -> tuple[Any, Any]:
     optimizer, schedule = a_run(*run, **settings)
-    restore("optimizer", optimizer, state["optimizer"])
-    restore("lr_scheduler", schedule, state["schedule"])
+    restore("optimizer", optimizer, state["optimizer"], steps)
+    restore("lr_scheduler", schedule, state["schedule"], steps)
     return optimizer, schedule
 
 
@@ -63,6 +65,21 @@ def test_rates_are_those_of_a_run_that_had_these_settings_all_along(
     steps(*first, done)
     went_on = steps(*resumed(saved(*first), total, **settings), total - done)
     assert went_on == steps(*a_run(total, **settings), total)[done:]
+
+
+def test_with_other_steps_an_epoch_rates_go_on_from_as_many_epochs() -> None:
+    """4 of 10 epochs of 2 steps were made; of 5 steps an epoch they are 20 of 50."""
+    first = a_run(20)
+    steps(*first, 8)
+    went_on = steps(*resumed(saved(*first), 50, steps=(8, 20)), 30)
+    assert went_on == steps(*a_run(50), 50)[20:]
+
+
+def test_a_schedule_of_epochs_does_not_count_steps() -> None:
+    first = a_run(10)
+    steps(*first, 4)  # a step of the schedule after each epoch of 2
+    went_on = steps(*resumed(saved(*first), 10, steps=(8, 20)), 6)
+    assert went_on == steps(*a_run(10), 10)[4:]
 
 
 def test_moments_and_steps_of_the_optimizer_are_the_saved_ones() -> None:

@@ -66,6 +66,17 @@ def test_state_is_restored_before_the_start(tmp_path: Path) -> None:
         assert torch.equal(tensor, state[name])
 
 
+def test_weights_that_are_lost_replace_nothing(tmp_path: Path) -> None:
+    network = ToyNetwork()
+    average = WeightAverage(network, tmp_path, momentum=0.5)
+    toy_trainer(network, {"average": average}).run()
+    before = (tmp_path / "model_ema.pt").read_bytes()
+    weight = next(average.build().module.parameters())
+    weight.flatten()[0] = torch.inf
+    average._save(None)
+    assert (tmp_path / "model_ema.pt").read_bytes() == before
+
+
 def test_momentum_out_of_range(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ema_momentum must lie between 0 and 1, got 1"):
         WeightAverage(ToyNetwork(), tmp_path, momentum=1)

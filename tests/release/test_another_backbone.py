@@ -76,6 +76,30 @@ def test_a_row_that_lacks_something_is_named(tmp_path: Path) -> None:
         backbones(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "message"),
+    [
+        ("segresnet_vae", "SegResNet", r"must be named by letters, .* without '_v', behind which"),
+        ("seg resnet", "SegResNet", "must be named by letters, digits"),
+        (
+            "segresnet",
+            "monai.networks.nets.segresnet.SegResNet",
+            r"has the network .*: write monai\.networks\.nets\.SegResNet\.",
+        ),
+    ],
+)
+def test_what_could_not_be_packed_is_refused_before_it_is_trained(
+    name: str, target: str, message: str, tmp_path: Path
+) -> None:
+    written = re.search(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert written is not None
+    row = json.loads(written[1])["segresnet"]
+    row["network_def"]["_target_"] = target
+    (tmp_path / "table.json").write_text(json.dumps({name: row}))
+    with pytest.raises(SettingsError, match=message):
+        backbones(tmp_path / "table.json")
+
+
 def test_rows_of_ones_own_are_rendered_alone(bundle: Path, tmp_path: Path) -> None:
     table = backbones(bundle.parents[1] / "segresnet.json")
     written = render(tmp_path, table=table)

@@ -92,6 +92,13 @@ def test_data_of_ones_own_are_named(on_data: dict[str, Any]) -> None:
         assert "sample alone" not in str(text)
 
 
+def test_a_case_that_trained_and_validated_says_nothing(on_data: dict[str, Any]) -> None:
+    on_data["settings"] |= {"validation_cases": 1, "validated_on_training": True}
+    text = card_values(on_data, ROW)["performance_text"]
+    assert "The network was trained on these very cases" in text
+    assert "was not trained on them" not in text
+
+
 def test_figures_are_those_of_the_record(on_data: dict[str, Any]) -> None:
     text = card_values(on_data, ROW)["performance_text"]
     assert text.startswith("Dice over 251 validation cases of the data set in the folder BraTS2021")

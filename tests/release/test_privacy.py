@@ -80,6 +80,23 @@ def test_a_datalist_keeps_the_paths_inside_the_data_set() -> None:
     }
 
 
+def test_ids_of_a_datalist_stay_what_they_are() -> None:
+    """By them an evaluation knows what was trained on."""
+    cases = [
+        {"case": name, "image": f"{name}/{name}.nii.gz", "label": None, "fold": 0}
+        for name in ("P~1", "P~2")
+    ]
+    content = {"training": cases, "seen_unlabelled": ["P~3", "x~"], "left_out": ["P~4"]}
+    assert datalist_without_paths(content) == content
+
+
+def test_a_bundle_that_is_packed_again_knows_on_how_many_cases_thresholds_were_chosen() -> None:
+    content = {"chosen_on": {"single": {"cases": ["A", "B"]}}}
+    once = without_case_ids(content)
+    assert once == {"chosen_on": {"single": {"cases": [], "number_of_cases": 2}}}
+    assert without_case_ids(once) == once
+
+
 @pytest.mark.parametrize("chosen", [[], {"single": []}, {"single": {"cases": 3}}])
 def test_thresholds_without_lists_of_cases(chosen: object) -> None:
     with pytest.raises(ValueError, match="names no lists of cases"):

@@ -267,7 +267,7 @@ def large(folder: Path) -> None:
         file.truncate(26 * 10**6)
 
 
-def listed_elsewhere(**row: str) -> Callable[[Path], None]:
+def listed_elsewhere(**row: Any) -> Callable[[Path], None]:
     listed = {"path": "docs/atlas.png", "url": "https://a.org/b", "hash_type": "sha1", **row}
     text = json.dumps({"large_files": [listed]}, indent=4)
     return made("large_files.json", text.encode())
@@ -423,6 +423,10 @@ SABOTAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "big file without hash": (
         lambda f: (large(f), listed_elsewhere()(f)),
         r"large_files\.json: docs/atlas\.png lacks hash_val; give all of path, url, .*",
+    ),
+    "big file with a path that is none": (
+        lambda f: (large(f), listed_elsewhere(path=["docs"])(f)),
+        r"large_files\.json: is no list 'large_files' \(an entry's path is no text\); write it .*",
     ),
     "big file with another hash": (
         lambda f: (large(f), listed_elsewhere(hash_val="0" * 40)(f)),

@@ -27,6 +27,7 @@ REQUIRED = {
 WEIGHTS = "models/model.pt"
 LARGE_FILES = ("large_files.yml", "large_files.yaml", "large_files.json")
 LARGEST = 25 * 10**6
+KEYS = ("path", "url", "hash_val", "hash_type")
 HASHES = {"sha1": 40, "md5": 32, "sha256": 64, "sha512": 128}
 LEFTOVERS = {
     r"__pycache__|.*\.py[co]|\.mypy_cache|\.ruff_cache|\.pytest_cache": "a cache",
@@ -140,14 +141,17 @@ def _rows(bundle: Bundle, source: str) -> list[Mapping[str, Any]]:
             document = yaml.safe_load(bundle.texts[source])
         except yaml.YAMLError as error:
             raise ValueError(str(error)) from error
-    return [dict(row) for row in document["large_files"]]
+    rows: list[Mapping[str, Any]] = [dict(row) for row in document["large_files"]]
+    for key in KEYS:  # before any of them becomes a text: nested aliases of YAML grow without end
+        if any(not isinstance(row.get(key, ""), str) for row in rows):
+            raise ValueError(f"an entry's {key} is no text")
+    return rows
 
 
 def _row_problems(row: Mapping[str, Any], folder: Path) -> Iterator[str]:
-    keys = ("path", "url", "hash_val", "hash_type")
     name = row.get("path") or row.get("url") or "an entry"
-    if missing := [key for key in keys if not row.get(key)]:
-        yield f"{name} lacks {', '.join(missing)}; give all of {', '.join(keys)}"
+    if missing := [key for key in KEYS if not row.get(key)]:
+        yield f"{name} lacks {', '.join(missing)}; give all of {', '.join(KEYS)}"
         return
     path, kind, value = str(row["path"]), str(row["hash_type"]).lower(), str(row["hash_val"])
     if PurePosixPath(path).is_absolute() or ".." in path.split("/") or re.search(r"[\\:]", path):

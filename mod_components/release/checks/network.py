@@ -28,6 +28,7 @@ from mod_components.release.checks.weights import OF_MOD, load_weights
 __all__ = ["check_network"]
 
 SECONDS = 600
+ROOM = 4 * 2**30  # bytes
 ANSWER = "network: "
 SETTINGS = (
     "give it the weights and the training.json of one training, whose settings it is built by"
@@ -129,6 +130,7 @@ def _in_process(folder: Path, shape: Sequence[int]) -> dict[str, Any]:
 def _build(folder: str, shape: Sequence[int]) -> dict[str, Any]:
     from monai.bundle import ConfigParser
 
+    _limit_memory(Path(folder) / WEIGHTS)
     sys.path.insert(0, folder)
     try:
         parser = ConfigParser()
@@ -153,6 +155,22 @@ def _build(folder: str, shape: Sequence[int]) -> dict[str, Any]:
         except Exception as error:
             found["pass"] = _cause(error)
     return found
+
+
+def _limit_memory(weights: Path) -> None:
+    """Let this process have what a network of these weights can need: a record may name any width.
+
+    Only on Linux, where the system tells how much the process has already.
+    """
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        size = weights.stat().st_size if weights.is_file() else 0
+        limit = pages * resource.getpagesize() + ROOM + 4 * size
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    except (ImportError, OSError, ValueError):
+        pass
 
 
 def _cause(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from mod_components import networks
 from mod_components.release.checks.bundle import Bundle, Problem
 from mod_components.release.checks.code import HOME, PACKAGE
-from mod_components.release.render import backbones
+from mod_components.release.render import MONAI_NETS, backbones
 
 __all__ = ["RECORD", "check_record", "same_network", "short_name"]
 
@@ -21,7 +21,6 @@ RECORD = "models/training.json"
 INFERENCE = "configs/inference.json"
 MODEL = "models/model.pt"
 COPY = "copy it from the folder of the training"
-MONAI_NETS = "monai.networks.nets."
 
 
 def check_record(bundle: Bundle) -> list[Problem]:

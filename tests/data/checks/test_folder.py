@@ -73,6 +73,13 @@ FOLDER_DAMAGES = [
         '"train": [ids]',
     ),
     (
+        "nnU-Net's name of a list in splits.json",
+        write_text("splits.json", '{"train": ["Sample_001"], "val": ["Sample_002"]}'),
+        "bad-splits",
+        "error",
+        '"train": [ids]',
+    ),
+    (
         "unknown id in splits.json",
         lambda r: split(r, ["Sample_001"], ["Nobody"]),
         "bad-splits",
