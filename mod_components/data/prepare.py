@@ -54,6 +54,12 @@ class PreparedData:
     unlabelled: list[dict[str, Any]] = field(default_factory=list)
     unlabelled_order: tuple[int, ...] = (0, 1, 2, 3)
 
+    @property
+    def shares_cases(self) -> bool:
+        """Whether a case both trains and validates, as the only one of a data set does."""
+        held_out = {case["case"] for case in self.validation}
+        return any(case["case"] in held_out for case in self.training)
+
 
 def prepare_training(
     dataset_dir: str = "",
@@ -135,8 +141,6 @@ def prepare_training(
     validation = [usable[case["case"]] for case in validation if case["case"] in usable]
     if not training or not validation:
         raise DataError(f"no case of {root} is left to {'validate' if training else 'train'} on.")
-    if {case["case"] for case in training} & {case["case"] for case in validation}:
-        logger.warning("%s: its one case trains and validates: its Dice tells nothing", root)
     name = data_name(dataset_dir)
     logger.info(
         "%s (%s): %d cases to train, %d to validate",
@@ -159,7 +163,7 @@ def prepare_training(
         if unlabelled:
             seen = {case["case"] for case in unlabelled} | known
             content |= {"unlabelled_dir": folder, "seen_unlabelled": sorted(seen)}
-    return PreparedData(
+    prepared = PreparedData(
         name,
         layout,
         training,
@@ -168,6 +172,9 @@ def prepare_training(
         unlabelled=unlabelled,
         unlabelled_order=order,
     )
+    if prepared.shares_cases:
+        logger.warning("the one case of %s trains and validates: its Dice tells nothing", root)
+    return prepared
 
 
 def _unlabelled(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ def test_thresholds_of_other_weights_are_refused(config: str, tmp_path: Path) ->
     (path.parent / "postprocessing.json").write_text(json.dumps(content))
     workflow = open_config("unetr", config, str(path), postprocess=True)
     assert workflow.parser.get_parsed_content("thresholds") == thresholds.as_dict()
-    write_checkpoint(tmp_path / "a", "unetr", seed=2)
+    shutil.copy(write_checkpoint(tmp_path / "b", "unetr", seed=2)[0], path)
     workflow = open_config("unetr", config, str(path), postprocess=True)
     message = refusal(workflow, "thresholds")
     assert f"it was made for other weights than {path} as it is" in message

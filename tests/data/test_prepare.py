@@ -217,6 +217,16 @@ def test_a_resumed_run_reads_labels_as_it_did(tmp_path: Path) -> None:
     assert again.layout.codes == first.layout.codes
 
 
+def test_one_case_that_trains_and_validates_is_told(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_case(tmp_path / "one" / "A", "A")
+    prepared = prepare_training(str(tmp_path / "one"), ckpt_dir=str(tmp_path))
+    assert prepared.shares_cases
+    assert "trains and validates: its Dice tells nothing" in caplog.text
+    assert not prepare_training(str(data), ckpt_dir=str(tmp_path)).shares_cases
+
+
 def test_a_written_split_holds_out_the_fold_that_it_was_written_for(
     data: Path, tmp_path: Path
 ) -> None:

@@ -53,7 +53,8 @@ def make_run(
     ]
     noted = {key: parser.get_parsed_content(f"settings#{key}") for key in names}
     noted |= {"dataset_dir": "embedded sample", "layout": "brats", "training_cases": 12}
-    noted |= {"validation_cases": 4, "unlabelled_cases": 0, "epochs": 3, **(settings or {})}
+    noted |= {"validation_cases": 4, "unlabelled_cases": 0, "epochs": 3}
+    noted |= {"fold": -1, "validated_on_training": False, **(settings or {})}
     content = {
         "settings": noted,
         "epoch": 2,
