@@ -28,6 +28,7 @@ from mod_components.release.pack import pack
 from mod_components.release.trained import trained_row
 from mod_components.release.verify import bundles_to_verify, verify
 from tests.backbones import build_network
+from tests.bundles.conftest import run_python
 from tests.release.checks.good import (
     PACKAGE,
     ROI,
@@ -602,6 +603,20 @@ def test_weights_of_another_training(bad: Path) -> None:
         r"one training, whose settings it is built by",
         found[0],
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much a process has")
+def test_what_is_built_gets_no_more_memory_than_its_weights_can_need(tmp_path: Path) -> None:
+    """A record may name any width, and building comes before it is compared with the weights."""
+    code = (
+        "import pathlib, torch; from mod_components.release.checks import network; "
+        f"network._limit_memory(pathlib.Path({str(tmp_path / 'model.pt')!r})); "
+        "torch.empty(2**28); torch.empty(2**32)"  # 1 and 16 GiB
+    )
+    done = run_python("-c", code, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "can't allocate memory" in done.stderr
+    assert "17179869184 bytes" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,6 @@ def _in_process(folder: Path, shape: Sequence[int]) -> dict[str, Any]:
 def _build(folder: str, shape: Sequence[int]) -> dict[str, Any]:
     from monai.bundle import ConfigParser
 
-    _limit_memory(Path(folder) / WEIGHTS)
     sys.path.insert(0, folder)
     try:
         parser = ConfigParser()
@@ -182,4 +181,5 @@ def _cause(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
+    _limit_memory(Path(sys.argv[1]) / WEIGHTS)
     print(ANSWER + json.dumps(_build(sys.argv[1], json.loads(sys.argv[2]))))
