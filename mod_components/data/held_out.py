@@ -136,16 +136,8 @@ def _held_out(
         if gone := sorted(case["case"] for case in cases if case["case"] not in present):
             logger.warning("%s lacks %d held-out cases: %s", root, len(gone), ", ".join(gone[:10]))
         logger.info("evaluating the %d held-out cases of %s", len(kept), root)
-        unknown = sorted({case["case"] for case in _labelled(root)} - _listed(content))
-        if unknown and os.path.realpath(root) != os.path.realpath(content["dataset_dir"]):
-            logger.warning(
-                "%s has %d labelled cases that %s does not list, and that are not evaluated: %s. "
-                "If it is another data set, give --all_cases true.",
-                root,
-                len(unknown),
-                path,
-                ", ".join(unknown[:10]),
-            )
+        if os.path.realpath(root) != os.path.realpath(content["dataset_dir"]):
+            _tell_what_is_left(root, content, path)
         return kept
     if fold is not None or datalist:
         raise DataError(
@@ -153,6 +145,18 @@ def _held_out(
             "evaluate all of its labelled cases, or give the folder that was split."
         )
     return _all(root)
+
+
+def _tell_what_is_left(root: str, content: Mapping[str, Any], path: Path) -> None:
+    if unknown := sorted({case["case"] for case in _labelled(root)} - _listed(content)):
+        logger.warning(
+            "%s has %d labelled cases that %s does not list, and that are not evaluated: %s. If it "
+            "is another data set, give --all_cases true.",
+            root,
+            len(unknown),
+            path,
+            ", ".join(unknown[:10]),
+        )
 
 
 def _all(root: str) -> list[Case]:

@@ -16,6 +16,12 @@ from mod_components.data.layouts import read_folder
 from mod_components.data.listed import usable_listed
 from mod_components.data.records import CaseRecord, Layout
 from mod_components.data.sample import make_sample
+from mod_components.data.written import (
+    fold_to_repeat,
+    fold_to_resume,
+    refuse_another_split,
+    refuse_other_codes,
+)
 from mod_components.errors import DataError
 from mod_components.files import DATALIST
 from mod_components.settings import flag
@@ -113,17 +119,17 @@ def prepare_training(
     if source:
         content = load_datalist(source)
         if resumed:
-            _refuse_another_split(content, written, source)
+            refuse_another_split(content, written, source)
             content = load_datalist(written)
         else:
             content = {key: value for key, value in content.items() if key not in _OF_A_RUN}
-            fold = _fold_to_repeat(fold, content, source)
+            fold = fold_to_repeat(fold, content, source)
         if not root and content.get("name") != SAMPLE:
             raise DataError(
                 f"{source} splits {content['dataset_dir']}: give --dataset_dir that folder too."
             )
         if resumed:
-            fold = _fold_to_resume(fold, content, written)
+            fold = fold_to_resume(fold, content, written)
         root = root or (
             sample_folder("training") if content.get("name") == SAMPLE else content["dataset_dir"]
         )
@@ -135,7 +141,7 @@ def prepare_training(
     wanted = [case for case in training + validation if case["case"] not in left_out(content)]
     layout, usable = checked(root, wanted, legacy, skip)
     if resumed:
-        _refuse_other_codes(layout, content, written)
+        refuse_other_codes(layout, content, written)
     gone = {case["case"] for case in training + validation} - set(usable)
     training = [usable[case["case"]] for case in training if case["case"] in usable]
     validation = [usable[case["case"]] for case in validation if case["case"] in usable]
@@ -282,41 +288,3 @@ def sample_folder(purpose: str) -> str:
 def data_name(dataset_dir: str) -> str:
     """What a data set is called in files: its folder's name, never its path."""
     return Path(full_path(dataset_dir)).name if dataset_dir else SAMPLE
-
-
-def _refuse_another_split(content: Mapping[str, Any], written: Path, datalist: str) -> None:
-    def split(of: Mapping[str, Any]) -> list[Any]:
-        return [[(e["case"], e.get("fold")) for e in of[k]] for k in ("training", "validation")]
-
-    if split(content) != split(load_datalist(written)):
-        raise DataError(
-            f"the run to resume has the split of {written}, and {datalist} is another one: leave "
-            "out --datalist, or train anew without --resume."
-        )
-
-
-def _refuse_other_codes(layout: Layout, content: Mapping[str, Any], path: Path) -> None:
-    if dict(content["codes"]) != dict(layout.codes):
-        raise DataError(
-            f"the run to resume read {content['codes']} as codes of the label maps ({path}), and "
-            f"this one reads {dict(layout.codes)}: give the --dataset_dir and --legacy_et that it "
-            "had, or train anew without --resume."
-        )
-
-
-def _fold_to_repeat(fold: int, content: Mapping[str, Any], path: str) -> int:
-    own = int(content.get("fold", -1))
-    if fold != -1 or own == -1:
-        return fold
-    logger.info("holding out fold %d, as the run that wrote %s did (see --fold)", own, path)
-    return own
-
-
-def _fold_to_resume(fold: int, content: Mapping[str, Any], path: Path) -> int:
-    own = int(content.get("fold", -1))
-    if fold not in (-1, own):
-        raise DataError(
-            f"the run to resume holds out fold {own} ({path}), not {fold}: leave out --fold, or "
-            "train anew without --resume."
-        )
-    return own
