@@ -80,6 +80,8 @@ def _refuse_what_can_not_be_packed(where: str, name: str, row: Mapping[str, Any]
             f"{where} must be named by letters, digits, _ and - alone and without '_v', behind "
             "which a zip has its version."
         )
+    if not isinstance(row["network_def"], Mapping):
+        raise SettingsError(f"{where} has a network_def that is no object with a _target_.")
     target = str(row["network_def"].get("_target_", ""))
     module, _, network = target.removeprefix(MONAI_NETS).rpartition(".")
     if module and target.startswith(MONAI_NETS):

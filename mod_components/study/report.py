@@ -13,6 +13,7 @@ from mod_components.data import SAMPLE, make_sample
 from mod_components.study import figures, panels
 from mod_components.study.learnt import learnt_table
 from mod_components.study.matched import unlike_settings, unmatched
+from mod_components.study.page import REPORT, Page
 from mod_components.study.plan import LAST_STATE, OWN_SPLIT, Plan
 from mod_components.study.published import caveats, published_tables
 from mod_components.study.results import (
@@ -26,7 +27,6 @@ from mod_components.study.results import (
 )
 from mod_components.study.statistics import differences
 from mod_components.study.tables import (
-    Table,
     catch_up_table,
     cost_table,
     count_table,
@@ -37,37 +37,9 @@ from mod_components.study.tables import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 __all__ = ["REPORT", "write_report"]
-
-REPORT = "report.md"
-
-
-class _Report:
-    """Text that grows, beside the files that it refers to."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.lines: list[str] = []
-        self.paths: list[Path] = []
-
-    def text(self, *lines: str) -> None:
-        self.lines += [*lines, ""]
-
-    def table(self, table: Table) -> None:
-        self.text(*table.markdown())
-        self.text(f"[{table.name}.csv]({table.name}.csv)")
-        self.paths.append(table.write(self.folder))
-
-    def figure(self, figure: Figure, name: str, caption: str) -> None:
-        self.text(f"![{caption}]({name})", "", caption)
-        self.paths.append(figures.save_figure(figure, self.folder / name))
-
-    def finish(self) -> list[Path]:
-        path = self.folder / REPORT
-        path.write_text("\n".join(self.lines).rstrip() + "\n", encoding="utf-8")
-        return [path, *self.paths]
 
 
 def write_report(study: str | os.PathLike[str], output: str = "") -> list[Path]:
@@ -88,7 +60,7 @@ def write_report(study: str | os.PathLike[str], output: str = "") -> list[Path]:
         DiskError: if the disk does not take a file.
     """
     results = read_study(study)
-    report = _Report(Path(output) if output else Path(study) / "report")
+    report = Page(Path(output) if output else Path(study) / "report")
     report.folder.mkdir(parents=True, exist_ok=True)
     _what_ran(report, results)
     arms = list(results.plan.arms)
@@ -111,7 +83,7 @@ def write_report(study: str | os.PathLike[str], output: str = "") -> list[Path]:
     return report.finish()
 
 
-def _what_ran(report: _Report, results: StudyResults) -> None:
+def _what_ran(report: Page, results: StudyResults) -> None:
     plan, runs = results.plan, results.runs
     report.text(f"# {results.name}")
     if results.about:
@@ -163,7 +135,7 @@ def _arm(plan: Plan, name: str) -> str:
     return f"{name}: {'; '.join(filter(None, facts)) or 'as the bundle is'}"
 
 
-def _scores(report: _Report, runs: Sequence[Finished], arms: Sequence[str]) -> None:
+def _scores(report: Page, runs: Sequence[Finished], arms: Sequence[str]) -> None:
     report.text("## Accuracy on the held-out cases")
     report.text("Of the network after the last update; no validation chose it.")
     report.table(score_table(runs, "scores", "Dice and HD95 by region (as Tables I and II)"))
@@ -175,7 +147,7 @@ def _scores(report: _Report, runs: Sequence[Finished], arms: Sequence[str]) -> N
         report.figure(figures.regions(own, arms), f"regions_{_file_part(count)}.png", caption)
 
 
-def _pairs(report: _Report, runs: Sequence[Finished], plan: Plan) -> None:
+def _pairs(report: Page, runs: Sequence[Finished], plan: Plan) -> None:
     arms = list(plan.arms)
     found = differences(runs, arms[0])
     if not found:
@@ -191,7 +163,7 @@ def _pairs(report: _Report, runs: Sequence[Finished], plan: Plan) -> None:
     report.figure(figures.paired(found, arms), "paired.png", caption)
 
 
-def _counts(report: _Report, runs: Sequence[Finished], arms: Sequence[str]) -> None:
+def _counts(report: Page, runs: Sequence[Finished], arms: Sequence[str]) -> None:
     if len({run.run.labelled for run in runs}) < 2:
         return
     report.text("## Fewer labelled cases")
@@ -200,7 +172,7 @@ def _counts(report: _Report, runs: Sequence[Finished], arms: Sequence[str]) -> N
     report.figure(figures.labelled_cases(runs, arms), "labelled_cases.png", caption)
 
 
-def _convergence(report: _Report, runs: Sequence[Finished], plan: Plan) -> None:
+def _convergence(report: Page, runs: Sequence[Finished], plan: Plan) -> None:
     arms = list(plan.arms)
     report.text("## Convergence")
     if later := [name for name, arm in plan.arms.items() if arm.start_from and not arm.probe]:
@@ -225,7 +197,7 @@ def _convergence(report: _Report, runs: Sequence[Finished], plan: Plan) -> None:
 
 
 def _pictures(
-    report: _Report, study: str | os.PathLike[str], runs: Sequence[Finished], plan: Plan
+    report: Page, study: str | os.PathLike[str], runs: Sequence[Finished], plan: Plan
 ) -> None:
     found = {
         bundle: panels.load_shown(study, own, plan.dataset_dir or make_sample())
@@ -250,7 +222,7 @@ def _pictures(
             report.figure(panels.surfaces(middle), f"surfaces_{name}.png", caption)
 
 
-def _probes(report: _Report, runs: Sequence[Finished], arms: Sequence[str]) -> None:
+def _probes(report: Page, runs: Sequence[Finished], arms: Sequence[str]) -> None:
     report.text("## Probes of the frozen encoder")
     kinds = dict.fromkeys(run.probe for run in runs if run.probe and run.scores)
     if not kinds:
@@ -266,7 +238,7 @@ def _probes(report: _Report, runs: Sequence[Finished], arms: Sequence[str]) -> N
             report.table(difference_table(found, first, f"paired_probes_{kind}"))
 
 
-def _published(report: _Report, results: StudyResults) -> None:
+def _published(report: Page, results: StudyResults) -> None:
     tables = published_tables(
         [network_name(bundle) for bundle in results.plan.bundles],
         counts=len(results.plan.labelled) > 1,
@@ -282,7 +254,7 @@ def _published(report: _Report, results: StudyResults) -> None:
         report.table(table)
 
 
-def _again(report: _Report, results: StudyResults) -> None:
+def _again(report: Page, results: StudyResults) -> None:
     # a study that is shared tells which data set it was, and not where that lay
     others = {run.settings.get("dataset_dir") for run in results.runs} - {None, "", SAMPLE}
     given = results.plan.dataset_dir or others

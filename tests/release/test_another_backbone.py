@@ -81,6 +81,7 @@ def test_a_row_that_lacks_something_is_named(tmp_path: Path) -> None:
     [
         ("segresnet_vae", "SegResNet", r"must be named by letters, .* without '_v', behind which"),
         ("seg resnet", "SegResNet", "must be named by letters, digits"),
+        ("segresnet", "", "has a network_def that is no object with a _target_"),
         (
             "segresnet",
             "monai.networks.nets.segresnet.SegResNet",
@@ -94,7 +95,7 @@ def test_what_could_not_be_packed_is_refused_before_it_is_trained(
     written = re.search(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert written is not None
     row = json.loads(written[1])["segresnet"]
-    row["network_def"]["_target_"] = target
+    row["network_def"] = {**row["network_def"], "_target_": target} if target else "SegResNet"
     (tmp_path / "table.json").write_text(json.dumps({name: row}))
     with pytest.raises(SettingsError, match=message):
         backbones(tmp_path / "table.json")
