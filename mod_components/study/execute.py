@@ -134,20 +134,35 @@ class Study:
             raise SettingsError(
                 "a study on a cluster needs submitit: pip install mod-components[cluster]."
             ) from None
+        if not {"timeout_min", "slurm_time"} & set(parameters):  # submitit's own is 5 minutes
+            raise SettingsError(
+                'cluster: say how long a run may take, such as "timeout_min": 600. One that takes '
+                "longer is cut, and goes on when the study is submitted again."
+            )
         own = {"name": f"study_{self.plan.name}", **parameters}
         try:  # without a cluster's name submitit would start all jobs here, at once
             executor = submitit.AutoExecutor(folder=self.folder / "jobs", cluster="slurm")
             executor.update_parameters(**own)
-        except (RuntimeError, TypeError, NameError, ValueError) as error:
+            with executor.batch():
+                jobs = [executor.submit(_job, self, run) for run in self.ready()]
+        except (RuntimeError, TypeError, NameError, ValueError, OSError) as error:
             raise SettingsError(f"cluster: submitit does not take {own} here: {error}") from error
-        with executor.batch():
-            # what begins with another run's weights waits: a second call submits it
-            ready = self.stages()[:1]
-            jobs = [executor.submit(_job, self, run) for run in (ready[0] if ready else [])]
         return [str(job.job_id) for job in jobs]
+
+    def ready(self) -> list[Run]:
+        """Runs that are not finished, that no process is at and that need not wait for others."""
+        found = []
+        for run in self.pending():
+            source = self.plan.source(run)
+            if source is None or self._is_finished(source):
+                with _claimed(self.folder / run.folder) as lock:
+                    found += [] if lock is None else [run]
+        return found
 
 
 def _job(study: Study, run: Run) -> str:
+    with _claimed(study.folder / run.folder, needed=True):
+        pass  # other nodes may be told to do the same run
     result = study.attempt(run)
     if isinstance(result, Exception):
         raise result
@@ -192,9 +207,10 @@ def _render_bundles(plan: Plan, folder: Path) -> None:
     if plan.table:
         table |= backbones(plan.table)
     wanted = {name: name.removesuffix("_mod") for name in plan.bundles}
-    if unknown := [name for name, short in wanted.items() if short not in table]:
-        known = ", ".join(f"{short}_mod" for short in table)
-        raise SettingsError(f"bundles: no {', '.join(unknown)}; there are {known}.")
+    known = {f"{short}_mod" for short in table}
+    if unknown := [name for name in wanted if name not in known]:
+        there = ", ".join(f"{short}_mod" for short in table)
+        raise SettingsError(f"bundles: no {', '.join(unknown)}; there are {there}.")
     render(folder, table={short: table[short] for short in wanted.values()})
 
 
@@ -205,10 +221,13 @@ def _cores() -> int:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[int | None]:
+def _claimed(folder: Path, needed: bool = False) -> Iterator[int | None]:
     """A lock that says that this process alone works in a folder, or None where another does.
 
     It ends with this process and all that hold its file, too.
+
+    Raises:
+        TrainingError: where the lock is needed and the file system has none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8") as file:
@@ -218,5 +237,10 @@ def _claimed(folder: Path) -> Iterator[int | None]:
             yield None
             return
         except OSError as error:
+            if needed:
+                raise TrainingError(
+                    f"{folder} can't be locked ({error}), so that two jobs could train in it at "
+                    "once: put the study on a file system with locks, or run it in one process."
+                ) from error
             logger.warning("%s can't be locked (%s): start it in one process alone", folder, error)
         yield file.fileno()

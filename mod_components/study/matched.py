@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,9 +19,12 @@ _OF_A_RUN = {
     *("epochs", "val_interval", "warmup_epochs", "mod_warmup_epochs"),
 }
 
-_WORK: dict[str, Callable[[Finished], int]] = {
+_WORK: dict[str, Callable[[Finished], Any]] = {
     "updates": lambda run: run.updates,
     "crops an update": lambda run: int(run.settings.get("batch_size") or 0),
+    "voxels a crop": lambda run: math.prod(run.settings.get("roi_size") or [0]),
+    "device": lambda run: run.settings.get("device"),
+    "precision": lambda run: run.settings["amp_dtype"] if run.settings.get("amp") else "float32",
 }
 
 
@@ -52,7 +56,7 @@ def unlike_settings(runs: Sequence[Finished]) -> Iterator[tuple[str, list[str]]]
 
 
 def unmatched(runs: Sequence[Finished], plan: Plan) -> Iterator[str]:
-    """Arms that did not do the same work as the baseline in every pair.
+    """Arms that did not do the same work, on the same kind of device, as the baseline.
 
     Args:
         runs: the runs.
@@ -67,7 +71,8 @@ def unmatched(runs: Sequence[Finished], plan: Plan) -> Iterator[str]:
             where = f"{network_name(bundle)}, {count_name(labelled)} labelled, {arm}"
             for what, of in _WORK.items():
                 found = {(of(first), of(second)) for first, second in pairs}
-                for theirs, own in sorted(pair for pair in found if pair[0] != pair[1]):
+                known = (pair for pair in found if None not in pair)  # records of old note less
+                for theirs, own in sorted(pair for pair in known if pair[0] != pair[1]):
                     yield f"{where}: {own} {what} beside {baseline}'s {theirs}"
             source = plan.arms[arm].start_from
             if source and not plan.arms[arm].probe:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["TRUTH", "Shown", "load_shown", "planes", "surfaces"]
+__all__ = ["TRUTH", "Shown", "have_predictions", "load_shown", "planes", "surfaces"]
 
 TRUTH = "truth"
 _QUARTILES = {"lower quartile": 0.25, "median": 0.5, "upper quartile": 0.75}
@@ -58,6 +58,21 @@ class Shown:
     spacing: tuple[float, float, float]
 
 
+def have_predictions(study: str | os.PathLike[str], runs: Sequence[Finished]) -> bool:
+    """Whether the label maps that :func:`load_shown` would show are there.
+
+    Args:
+        study: the study's folder.
+        runs: runs of one bundle, those of the baseline first.
+    """
+    chosen = _runs_of_one_pair(runs)
+    return all(
+        prediction(Path(study) / run.run.folder, case).is_file()
+        for run in chosen
+        for case in _cases(chosen[0])
+    )
+
+
 def load_shown(
     study: str | os.PathLike[str], runs: Sequence[Finished], dataset_dir: str | os.PathLike[str]
 ) -> list[Shown]:
@@ -74,6 +89,8 @@ def load_shown(
     Returns:
         Up to three cases; none where data set or label maps are not there any more.
     """
+    if not have_predictions(study, runs):
+        return []
     chosen = _runs_of_one_pair(runs)
     wanted = _cases(chosen[0])
     try:
@@ -85,7 +102,7 @@ def load_shown(
     for case, why in wanted.items():
         paths = {run.run.arm: prediction(Path(study) / run.run.folder, case) for run in chosen}
         record = known.get(case)
-        if record is None or record.label is None or not all(map(Path.is_file, paths.values())):
+        if record is None or record.label is None:
             return []
         volumes = {arm: load_case(record, layout, path) for arm, path in paths.items()}
         first = volumes[chosen[0].run.arm]

@@ -29,6 +29,11 @@ OWN_SETTINGS = (
     *("fold", "seed", "epochs", "val_interval", "warmup_epochs", "mod_warmup_epochs"),
     *("resume", "resume_from", "restart", "init_from", "probe_from", "skip_bad_cases"),
 )
+# what would change the number of updates, or what is in one, unseen by the study
+OF_THE_LENGTH = (
+    *("train#trainer", "train#trainer#max_epochs", "train#trainer#epoch_length"),
+    *("train#dataloader", "train#dataloader#batch_size", "train#dataloader#drop_last"),
+)
 OF_AN_ARM = ("unlabelled", "labelled", "weights", "start_from", "probe", "evaluate")
 WEIGHTS = (LAST_STATE, AVERAGED)
 PROBES = ("", "linear", "strict")
@@ -159,6 +164,11 @@ def _settings(source: Path, where: str, value: Any) -> dict[str, Any]:
             f"{source}: {where} can't set {', '.join(taken)}: the study gives them to each run, "
             "lengths in updates (updates, warmup_updates, mod_warmup_updates), and all its cases "
             "must be sound."
+        )
+    if taken := sorted({key.replace("::", "#") for key in value} & set(OF_THE_LENGTH)):
+        raise SettingsError(
+            f"{source}: {where} can't set {', '.join(taken)}: all runs of a study make the plan's "
+            "updates; batch_size is the size of one."
         )
     return dict(value)
 

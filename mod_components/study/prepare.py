@@ -63,7 +63,7 @@ def run_settings(plan: Plan, run: Run, study: Path, datalist: Mapping[str, Any])
 
 def _updates_per_epoch(config: ConfigParser, datalist: Mapping[str, Any], run: Run) -> int:
     """Updates that a run makes in an epoch: of the last batch, whole ones alone are made."""
-    batch = whole_number("batch_size", config.get_parsed_content("batch_size"), 1)
+    batch = whole_number("batch_size", _parsed(config, "batch_size", run), 1)
     return max(1, len(select(datalist, run.fold)[0]) // batch)
 
 
@@ -103,13 +103,23 @@ def _config(plan: Plan, run: Run, study: Path) -> ConfigParser:
         )
     config.update({"dataset_dir": plan.dataset_dir, "bundle_root": str(bundle), **given})
     arm = plan.arms[run.arm]
-    if arm.probe and flag(config.get_parsed_content("use_mod")):
+    if arm.probe and flag(_parsed(config, "use_mod", run)):
         raise SettingsError(f'arms: {run.arm}: a probe trains without MOD: add "use_mod": false.')
-    if arm.weights == AVERAGED and not flag(config.get_parsed_content("use_ema")):
+    if arm.weights == AVERAGED and not flag(_parsed(config, "use_ema", run)):
         raise SettingsError(
             f'arms: {run.arm}: weights "{AVERAGED}" are kept with "use_ema": true alone: add it.'
         )
     return config
+
+
+def _parsed(config: ConfigParser, name: str, run: Run) -> Any:
+    try:
+        return config.get_parsed_content(name)
+    except Exception as error:  # whatever MONAI raises, and whatever an expression does
+        cause = error.__cause__ or error
+        raise SettingsError(
+            f"{run.bundle}, arm {run.arm}: {name} can't be evaluated ({cause})."
+        ) from error
 
 
 def root_of(key: str) -> str:

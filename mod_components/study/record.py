@@ -23,7 +23,9 @@ DIGITS = 6  # of the figures in a record: more would only make studies harder to
 POINTS = 20  # of the losses
 
 
-def run_record(plan: Plan, run: Run, study: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def run_record(
+    plan: Plan, run: Run, study: Path, settings: Mapping[str, Any], made: int
+) -> dict[str, Any]:
     """What a run found, and what it ran with.
 
     Args:
@@ -32,6 +34,7 @@ def run_record(plan: Plan, run: Run, study: Path, settings: Mapping[str, Any]) -
         study: the study's folder.
         settings: of its training (:func:`~mod_components.study.prepare.run_settings`), and the
             numbers of threads that it ran with.
+        made: updates that it made.
 
     Raises:
         DataError: if what the training wrote is not whole.
@@ -53,7 +56,7 @@ def run_record(plan: Plan, run: Run, study: Path, settings: Mapping[str, Any]) -
         "unlabelled": report["settings"].get("unlabelled_cases"),
         "probe": arm.probe,
         "start_from": arm.start_from,
-        "updates": settings["epochs"] * in_an_epoch,
+        "updates": made,
         "training_seconds": seconds,
         "threads": threads[0] if len(threads) == 1 else MIXED,
         "curve": curve,

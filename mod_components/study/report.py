@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mod_components.data import SAMPLE, make_sample
+from mod_components.errors import UserError
 from mod_components.study import figures, panels
 from mod_components.study.learnt import learnt_table
 from mod_components.study.matched import unlike_settings, unmatched
@@ -200,9 +201,11 @@ def _pictures(
     report: Page, study: str | os.PathLike[str], runs: Sequence[Finished], plan: Plan
 ) -> None:
     found = {
-        bundle: panels.load_shown(study, own, plan.dataset_dir or make_sample())
+        bundle: panels.load_shown(study, own, images)
         for bundle, own in by_bundle(runs).items()
         if own[0].run.arm == next(iter(plan.arms))
+        and panels.have_predictions(study, own)
+        and (images := _images(plan, own))
     }
     report.text("## Held-out cases")
     if not any(found.values()):
@@ -220,6 +223,17 @@ def _pictures(
             middle = shown[len(shown) // 2]
             caption = f"{name}: {middle.case} in three dimensions (as Fig. 5)."
             report.figure(panels.surfaces(middle), f"surfaces_{name}.png", caption)
+
+
+def _images(plan: Plan, runs: Sequence[Finished]) -> str | Path:
+    """Folder of the data set; empty where it is not known, as of a study that is shared."""
+    named = {run.settings.get("dataset_dir") for run in runs} - {None, ""}
+    if plan.dataset_dir or not named <= {SAMPLE}:
+        return plan.dataset_dir
+    try:
+        return make_sample()
+    except UserError:  # a report does without pictures
+        return ""
 
 
 def _probes(report: Page, runs: Sequence[Finished], arms: Sequence[str]) -> None:
@@ -260,11 +274,11 @@ def _again(report: Page, results: StudyResults) -> None:
     given = results.plan.dataset_dir or others
     data = " --dataset_dir FOLDER_OF_THE_DATA_SET" if given else ""
     report.text("## To do it again")
-    report.text("In the study's folder:")
+    report.text("In the study's folder, into another one:")
     report.text(
         "```",
-        f"python -m mod_components study plan.json --folder .{data}",
-        "python -m mod_components report .",
+        f"python -m mod_components study plan.json --folder again{data}",
+        "python -m mod_components report again",
         "```",
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mod_components.data.records import REGIONS
 from mod_components.errors import DataError
-from mod_components.study.plan import Plan, Run
+from mod_components.study.plan import LAST_STATE, Plan, Run
 from mod_components.study.plan_file import PLAN, read_plan
 from mod_components.study.record import FINISHED, MIXED
 
@@ -67,7 +67,8 @@ class Finished:
         threads: threads of torch; 0 where it was cut and went on with others.
         probe: how a frozen encoder was probed, ``"linear"`` or ``"strict"``: such runs stand apart
             from the others; else empty.
-        curve: its validations.
+        curve: its validations, and its end, where the last one was before that: with the scores'
+            mean Dice, if those are of the network that was validated.
         losses: of epochs spread over the training, by column of ``train.csv``, and the ``update``.
         scores: of the network after the last update, by case and then by ``<metric>_<region>``;
             nan where undefined. Empty for an arm that the plan does not evaluate.
@@ -203,7 +204,7 @@ def read_study(study: str | os.PathLike[str]) -> StudyResults:
         path = root / run.folder / FINISHED
         if path.is_file():
             found, digest = read_finished(path, run, plan.arms[run.arm].evaluate)
-            runs.append(found)
+            runs.append(_to_its_end(found) if plan.arms[run.arm].weights == LAST_STATE else found)
             if digest not in _digests(plan, found):
                 changed.append(run.folder.as_posix())
     return StudyResults(
@@ -272,6 +273,14 @@ def _finished(content: Mapping[str, Any], run: Run) -> Finished:
         settings=dict(content["settings"]),
         versions=dict(content["versions"]),
     )
+
+
+def _to_its_end(found: Finished) -> Finished:
+    """A run whose curve has its last update: validations lie a whole number of epochs apart."""
+    if not found.scores or not found.curve or found.curve[-1].update >= found.updates:
+        return found
+    end = Point(found.updates, found.seconds, found.mean("dice"))
+    return found if math.isnan(end.dice) else replace(found, curve=(*found.curve, end))
 
 
 def _number(value: Any) -> float:

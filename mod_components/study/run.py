@@ -43,16 +43,18 @@ def is_finished(plan: Plan, run: Run, study: Path, datalist: Mapping[str, Any]) 
         datalist: the study's.
 
     Raises:
+        DataError: if its record can't be read.
         SettingsError: if it is finished with other settings, or on other cases.
     """
     path = study / run.folder / FINISHED
     if not path.is_file():
         return False
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_object(path, "the record", f"Remove {path.parent} and run the study again.")
     if found.get("digest") != plan.digest(run):
         raise SettingsError(
-            f"{path} is of a run with other settings than the plan's: give another folder "
-            f"for the changed plan, or remove {path.parent} to run it anew."
+            f"{path} is of a run with other settings than the plan's, or on a data set of another "
+            f"name than {Path(plan.dataset_dir).name or 'the sample'}: give another folder for the "
+            f"changed plan, or remove {path.parent} to run it anew."
         )
     own = run_datalist(datalist, run)
     held_out = {case["case"] for case in select(own, run.fold)[1]}
@@ -123,8 +125,10 @@ def carry_out(
         save_json(test, folder / EVALUATION)
         execute("evaluate", EVALUATION)
     path = folder / FINISHED
-    save_json(run_record(plan, run, study, settings), path)
-    (folder / "models" / LAST_STATE).unlink()  # of a finished run, its weights alone are kept
+    last = folder / "models" / LAST_STATE
+    made = int(read_checkpoint(last)["iteration"])
+    save_json(run_record(plan, run, study, settings, made), path)
+    last.unlink()  # of a finished run, its weights alone are kept
     return path
 
 

@@ -47,7 +47,7 @@ class Level:
 
 @dataclass(frozen=True)
 class CatchUp:
-    """At which share of the baseline's updates an arm is as far as the baseline at its end.
+    """At which share of the baseline's updates an arm is as far as the baseline's last weights.
 
     Attributes:
         bundle: the bundle.
@@ -135,7 +135,7 @@ def _level(
 
 
 def catch_ups(runs: Sequence[Finished], baseline: str) -> list[CatchUp]:
-    """When each arm is as far as the baseline's last validation, pair by pair.
+    """When each arm is as far as the baseline at the end of its curve, pair by pair.
 
     Args:
         runs: the runs.
@@ -166,9 +166,8 @@ def catch_ups(runs: Sequence[Finished], baseline: str) -> list[CatchUp]:
 
 
 def _share(baseline: Finished, other: Finished) -> float:
-    last = baseline.curve[-1]
-    point = first_at(other.curve, last.dice)
-    return point.update / last.update if point else math.inf
+    point = first_at(other.curve, baseline.curve[-1].dice)
+    return point.update / baseline.updates if point else math.inf
 
 
 def _at_half(run: Finished) -> float:

@@ -9,8 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,11 +21,11 @@ import torch
 from monai.bundle import ConfigParser
 
 from mod_components.data import make_sample, select
-from mod_components.errors import SettingsError, TrainingError
+from mod_components.errors import DataError, SettingsError, TrainingError
 from mod_components.release import backbones
 from mod_components.study import Run, Study, open_study
 from mod_components.study.data import run_datalist
-from mod_components.study.execute import _claimed
+from mod_components.study.execute import _claimed, _job
 from mod_components.study.record import training_cases
 from mod_components.study.run import prediction
 from tests.backbones import small_settings
@@ -103,6 +103,7 @@ def test_a_finished_run_tells_all_that_a_report_needs(finished: Study, data: Pat
     assert len(found["training_ids"]) == 2
     assert {"dice_tc", "dice_wt", "dice_et", "hd95_wt"} <= set(next(iter(found["scores"].values())))
     assert found["settings"]["mod"] == {}
+    assert (found["settings"]["device"], found["settings"]["amp"]) == ("cpu", False)
     noted = record(finished, WEIGHTLESS)["settings"]["mod"]
     assert noted["tokenizer"]["class_momentum"] == 0.99
 
@@ -172,6 +173,15 @@ def test_a_finished_run_on_other_cases_is_refused(finished: Study) -> None:
     renamed = [{**case, "case": f"a{case['case']}"} for case in finished.datalist["training"]]
     with pytest.raises(SettingsError, match="on other cases"):
         replace(finished, datalist={**finished.datalist, "training": renamed}).pending()
+
+
+def test_a_damaged_record_is_named(studies: Open) -> None:
+    study = studies(name="damaged")
+    path = study.folder / BASELINE.folder / "finished.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    with pytest.raises(DataError, match=r"record .*finished\.json can't be read .* Remove "):
+        study.pending()
 
 
 @pytest.fixture
@@ -329,7 +339,7 @@ class Cluster:
 
     def __init__(self, known: set[str]) -> None:
         self.known, self.parameters, self.jobs = known, {}, []
-        self.cluster = ""
+        self.cluster, self.refusal = "", ""
 
     def AutoExecutor(self, folder: Path, cluster: str) -> Cluster:  # noqa: N802
         self.cluster = cluster
@@ -340,8 +350,11 @@ class Cluster:
             raise NameError(f"unknown {wrong}")
         self.parameters = parameters
 
-    def batch(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        yield
+        if self.refusal:  # sbatch is called at the batch's end
+            raise RuntimeError(self.refusal)
 
     def submit(self, *job: Any) -> SimpleNamespace:
         self.jobs.append(job)
@@ -359,7 +372,34 @@ def test_runs_are_handed_to_slurm(studies: Open, monkeypatch: pytest.MonkeyPatch
     # what begins with another run's weights waits for it
     assert [job[1:] for job in cluster.jobs] == [(study, BASELINE), (study, WEIGHTLESS)]
     with pytest.raises(SettingsError, match=r"submitit does not take .*partition"):
-        study.submit({"partition": "gpu"})
+        study.submit({"partition": "gpu", "timeout_min": 9})
+    with pytest.raises(SettingsError, match="how long a run may take"):
+        study.submit({})
+    cluster.refusal = "invalid partition"
+    with pytest.raises(SettingsError, match="invalid partition"):
+        study.submit({"timeout_min": 9})
+
+
+def test_no_run_waits_for_another_than_its_own(
+    studies: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = {**PLAN["arms"], "after": {"start_from": "baseline"}}
+    study = studies(name="ready", arms=arms)
+    after = replace(BASELINE, arm="after")
+    monkeypatch.setattr(Study, "_is_finished", lambda _study, run: run == BASELINE)
+    assert study.ready() == [WEIGHTLESS, after], "one that is pending keeps no other from running"
+    with _claimed(study.folder / WEIGHTLESS.folder) as lock:
+        assert lock is not None
+        assert study.ready() == [after], "another process is at it"
+
+
+def test_a_job_needs_a_lock(studies: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(_file: Any, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(TrainingError, match="two jobs could train in it"):
+        _job(studies(name="unlocked"), BASELINE)
 
 
 def test_a_study_takes_its_table_along(studies: Open, data: Path, tmp_path: Path) -> None:
@@ -378,6 +418,8 @@ def test_a_study_takes_its_table_along(studies: Open, data: Path, tmp_path: Path
     ("changes", "message"),
     [
         ({"bundles": ["resnet_mod"]}, "no resnet_mod; there are vit_mod"),
+        ({"bundles": ["unetr"]}, "no unetr; there are vit_mod"),
+        ({"settings": {"batch_size": "@nothing"}}, "arm baseline: batch_size can't be evaluated"),
         ({"settings": {"batchsize": 2}}, "has no setting batchsize"),
         ({"labelled": [9]}, "asks for 9 cases"),
         ({"settings": {"network_def#nonsense": 1}}, "unetr_mod, arm baseline: its network can't"),

@@ -57,12 +57,29 @@ def test_other_numbers_of_updates_and_of_crops(tmp_path: Path) -> None:
             content["updates"] = 125
         if run.arm == "scans":
             content["settings"]["batch_size"] = 4
+        if run.arm == "scans" and not run.labelled:
+            content["settings"]["roi_size"] = [32, 64, 32]
 
     runs = runs_of(tmp_path, more, bundles=["vit_mod"])
     assert list(unmatched(runs, read_plan(tmp_path / "plan.json"))) == [
         "vit, 5 labelled, mod: 125 updates beside baseline's 100",
         "vit, 5 labelled, scans: 4 crops an update beside baseline's 2",
         "vit, all labelled, scans: 4 crops an update beside baseline's 2",
+        "vit, all labelled, scans: 65536 voxels a crop beside baseline's 131072",
+    ]
+
+
+def test_another_device_and_precision(tmp_path: Path) -> None:
+    def elsewhere(run: Run, content: dict[str, Any]) -> None:
+        gpu = run.arm == "mod"
+        of_old = run.arm == "scans"
+        noted = {"device": "cuda" if gpu else "cpu", "amp": gpu, "amp_dtype": "bfloat16"}
+        content["settings"] |= {} if of_old else noted
+
+    runs = runs_of(tmp_path, elsewhere, bundles=["vit_mod"], labelled=[5])
+    assert list(unmatched(runs, read_plan(tmp_path / "plan.json"))) == [
+        "vit, 5 labelled, mod: cuda device beside baseline's cpu",
+        "vit, 5 labelled, mod: bfloat16 precision beside baseline's float32",
     ]
 
 

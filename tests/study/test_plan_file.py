@@ -54,6 +54,8 @@ def test_paths_are_relative_to_the_plan_and_the_command_line_wins(tmp_path: Path
         ({"dataset_dir": 5}, "dataset_dir must be a path"),
         ({"settings": {"seed": 3}}, "can't set seed"),
         ({"settings": {"skip_bad_cases": True}}, "all its cases must be sound"),
+        ({"arms": {"a": {"train#trainer#max_epochs": 3}}}, "make the plan's updates"),
+        ({"settings": {"train::dataloader::batch_size": 3}}, "can't set train#dataloader#batch"),
         ({"bundles": []}, "bundles must be"),
         ({"bundles": {"unetr_mod": 3}}, "bundles: unetr_mod must be an object"),
     ],

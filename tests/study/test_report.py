@@ -89,8 +89,9 @@ def test_nothing_tells_where_the_study_lies(study: Path, paths: list[Path]) -> N
 def test_how_to_do_it_again(text: str) -> None:
     commands = text.partition("## To do it again")[2]
     assert (
-        "python -m mod_components study plan.json --folder . --dataset_dir FOLDER_OF_THE_DATA_SET\n"
-        "python -m mod_components report .\n"
+        "python -m mod_components study plan.json --folder again "
+        "--dataset_dir FOLDER_OF_THE_DATA_SET\n"
+        "python -m mod_components report again\n"
     ) in commands
 
 
@@ -99,9 +100,20 @@ def test_a_study_without_its_data_set_asks_for_it(tmp_path: Path) -> None:
         content["settings"]["dataset_dir"] = "embedded sample"
 
     shared = write_report(small(tmp_path / "shared", dataset_dir=""))[0]
-    assert "--folder . --dataset_dir FOLDER" in shared.read_text(encoding="utf-8")
+    assert "--folder again --dataset_dir FOLDER" in shared.read_text(encoding="utf-8")
     sample = write_report(small(tmp_path / "sample", change=of_the_sample, dataset_dir=""))[0]
-    assert "--folder .\n" in sample.read_text(encoding="utf-8")
+    assert "--folder again\n" in sample.read_text(encoding="utf-8")
+
+
+def test_a_report_makes_no_sample_for_pictures_that_it_can_not_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_sample() -> Path:
+        raise DataError("the embedded sample can't be made")
+
+    monkeypatch.setattr("mod_components.study.report.make_sample", no_sample)
+    study = small(tmp_path / "shared", dataset_dir="")
+    assert "No pictures" in write_report(study)[0].read_text(encoding="utf-8")
 
 
 def test_networks_that_the_paper_does_not_have(tmp_path: Path) -> None:

@@ -56,6 +56,21 @@ def test_figures_of_a_run_are_means_over_its_cases(study: Path) -> None:
     assert (found.curve[0].update, found.curve[0].seconds) == (25, 50.0)
 
 
+def test_a_curve_ends_with_the_last_update(tmp_path: Path) -> None:
+    """Validations lie a whole number of epochs apart, so that the last may be before the end."""
+
+    def longer(run: Run, content: dict[str, Any]) -> None:
+        content |= {"updates": 110, "training_seconds": 999.0}
+
+    runs = by_arm(read_study(make_study(tmp_path, longer, bundles=["vit_mod"])).runs)
+    end = runs["mod"][0].curve[-1]
+    assert (end.update, end.seconds) == (110, 999.0)
+    assert end.dice == runs["mod"][0].mean("dice")
+    assert len(runs["mod"][0].curve) == 5
+    # of an averaged network: not the one that was validated
+    assert runs["scans"][0].curve[-1].update == 100
+
+
 def test_undefined_values_are_left_out(tmp_path: Path) -> None:
     def undefined(run: Run, content: dict[str, Any]) -> None:
         first, second = list(content["scores"].values())[:2]

@@ -36,6 +36,7 @@ CURVES = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, ...]:
     def curves(run: Run, content: dict[str, Any]) -> None:
+        content["updates"] = 30
         content["curve"] = [
             {"update": update, "seconds": 360.0 * update * run.seed, "val_mean_dice": dice}
             for update, dice in zip((10, 20, 30), CURVES[run.arm, run.seed], strict=True)
@@ -80,9 +81,15 @@ def test_share_of_the_baselines_updates(runs: tuple[Finished, ...]) -> None:
     assert baseline.halfway == 0
 
 
+def test_the_share_is_of_all_updates(runs: tuple[Finished, ...]) -> None:
+    """Not of those at the last validation, which may lie before the end."""
+    longer = [replace(run, updates=40) for run in runs]
+    assert catch_ups(longer, "baseline")[0].share == 30 / 40
+    assert catch_ups(longer, "baseline")[1].share == 20 / 40
+
+
 def test_half_way_is_the_last_validation_of_the_first_half(runs: tuple[Finished, ...]) -> None:
-    own = [replace(run, updates=30) for run in runs]
-    _, mod = catch_ups(own, "baseline")
+    _, mod = catch_ups(runs, "baseline")
     # after 10 of 30 updates, for those after 20 are of the second half
     assert mod.halfway == pytest.approx(statistics.mean((0.36 - 0.31, 0.41 - 0.20, 0.10 - 0.10)))
     assert math.isnan(catch_ups([replace(run, updates=10) for run in runs], "baseline")[1].halfway)
