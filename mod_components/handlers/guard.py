@@ -30,7 +30,8 @@ class Guard:
     """Skips training steps that are not finite, clips gradients, and logs their norm.
 
     A step is bad when one of its losses is not finite, or its gradients are not. The line that
-    tells so names epoch, step, terms, cases and their files. The step is then not made: weights,
+    tells so names epoch, step, terms, cases and their files. The step is then not made, nor are the
+    other batches of one that accumulates gradients over several: weights,
     optimizer, whatever follows the optimizer's steps and running statistics of normalisation layers
     stay as they were; schedules and counters go on. So does what a handler keeps of the losses'
     inputs before this one can judge: MOD's tokenizer moves its centres and its memory of class
@@ -69,6 +70,7 @@ class Guard:
         self._before: list[Tensor] = []
         self._norms: list[float] = []
         self._skipped = 0
+        self._lost = False  # a step that is being accumulated, and will not be made
 
     def attach(self, engine: SupervisedTrainer) -> None:
         """
@@ -83,7 +85,7 @@ class Guard:
 
     def _start(self, engine: SupervisedTrainer) -> None:
         self._give_back(engine)  # an earlier run may have ended within a bad step
-        self.bad_steps, self._norms, self._skipped = [], [], 0
+        self.bad_steps, self._norms, self._skipped, self._lost = [], [], 0, False
         self._statistics = [
             buffer
             for module in engine.network.modules()
@@ -109,7 +111,9 @@ class Guard:
         losses_finite, gradients_finite, size = torch.cat([finite, norm[None]]).tolist()
         scaler = _scaler(engine)
         scale = 1.0 if scaler is None else scaler.get_scale()
-        if losses_finite and gradients_finite:
+        if self._lost:  # told already
+            self._skip(engine, parameters)
+        elif losses_finite and gradients_finite:
             self._norms.append(size / scale)
             if self.clip_norm and _steps_now(engine):
                 if scaler is not None:
@@ -118,6 +122,8 @@ class Guard:
         elif not losses_finite or scale <= 1:
             self._skip(engine, parameters)
             self._tell(engine, [name for name, value in terms.items() if not math.isfinite(value)])
+            self._lost = True
+        self._lost = self._lost and not _steps_now(engine)
 
     def _skip(self, engine: SupervisedTrainer, parameters: list[nn.Parameter]) -> None:
         if _scaler(engine) is not None:  # skips by itself, if it sees a gradient that is not finite

@@ -32,8 +32,7 @@ def restore(
         item: an object with ``load_state_dict()``; a schedule after its optimizer.
         state: what its ``state_dict()`` was.
         steps: how many had been made, and how many as many epochs are now: with other batches or
-            processes they differ, and schedules that count steps would be elsewhere. An object that
-            counts steps of its own has a ``rescale_steps(ratio)``.
+            processes they differ, and schedules that count steps would be elsewhere.
 
     Raises:
         ValueError: if the state does not fit; or what else the object raises.
@@ -58,8 +57,6 @@ def restore(
         item._last_lr = list(rates)
     else:
         item.load_state_dict(state)
-        if now != before and hasattr(item, "rescale_steps"):
-            item.rescale_steps(now / before)
 
 
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:

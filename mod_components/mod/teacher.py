@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import ignite.distributed as idist
 import torch
+import torch.distributed as dist
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
@@ -83,6 +85,7 @@ class EMATeacher(MODHandler):
         self.refer(views=views, students={}, _hook=None)
         self.momentum = momentum
         self.steps = 0
+        self.per_epoch = 0
         self.copies = nn.ModuleDict()
         self.total_steps = 1
 
@@ -123,6 +126,10 @@ class EMATeacher(MODHandler):
         momentum = momentum_at(self.steps, self.total_steps, self.momentum)
         for name, teacher in self.copies.items():
             ema_update(teacher, self.students[name], momentum)
+        if idist.get_world_size() > 1:  # each process has its own running statistics
+            for buffer in self.copies.buffers():
+                if buffer.is_floating_point():
+                    dist.broadcast(buffer, 0)
         self.steps += 1
 
     def train(self, mode: bool = True) -> EMATeacher:
@@ -130,20 +137,20 @@ class EMATeacher(MODHandler):
         return super().train(False)
 
     def get_extra_state(self) -> dict[str, int]:
-        """The number of optimizer steps followed so far, which sets the momentum."""
-        return {"steps": self.steps}
+        """Optimizer steps followed so far, which set the momentum, and those of an epoch."""
+        return {"steps": self.steps, "per_epoch": self.per_epoch}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        """Restore the number of optimizer steps."""
-        self.steps = int(state["steps"])
+        """Restore the number of optimizer steps, counted as if epochs had always had today's."""
+        now = self.per_epoch
+        self.steps, self.per_epoch = int(state["steps"]), int(state.get("per_epoch", 0))
+        if now:
+            self._count_in_epochs_of(now)
 
-    def rescale_steps(self, ratio: float) -> None:
-        """Count as if an epoch had always had as many steps as now.
-
-        Args:
-            ratio: steps of an epoch now, over those of the run that is resumed.
-        """
-        self.steps = round(ratio * self.steps)
+    def _count_in_epochs_of(self, steps: int) -> None:
+        if self.per_epoch:  # other batches, processes or accumulation before
+            self.steps = round(self.steps * steps / self.per_epoch)
+        self.per_epoch = steps
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -154,8 +161,9 @@ class EMATeacher(MODHandler):
 
     def _start(self, engine: SupervisedTrainer) -> None:
         self.build()
-        per_epoch = math.ceil(engine.state.epoch_length / getattr(engine, "accumulation_steps", 1))
-        self.total_steps = per_epoch * engine.state.max_epochs
+        accumulated = getattr(engine, "accumulation_steps", 1)
+        self._count_in_epochs_of(math.ceil(engine.state.epoch_length / accumulated))
+        self.total_steps = self.per_epoch * engine.state.max_epochs
         self._unhook()  # of a run that ended in an error
         self.refer(_hook=engine.optimizer.register_step_post_hook(self._follow))
 

@@ -290,6 +290,38 @@ def test_accumulated_gradients_are_clipped_once() -> None:
     assert lengths[1] == pytest.approx(1e-3, rel=0.01)
 
 
+@pytest.mark.parametrize("scale", [None, 1.0])
+@pytest.mark.parametrize("bad", [1, 2, 3, 4])
+def test_a_bad_batch_spoils_the_whole_step_that_accumulates_it(
+    bad: int, scale: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    network = ToyNetwork()
+    mod: dict[str, Any] = toy_components(network)
+    before = nn.utils.parameters_to_vector(network.parameters()).detach().clone()
+    guard = Guard()
+    trainer = toy_trainer(
+        network,
+        mod,
+        data=toy_data(4),
+        batch_size=1,
+        optimizer=sgd(network, mod),
+        handlers=[guard, SpoilImage(bad), *([] if scale is None else [Scale(scale)])],
+        accumulation_steps=4,
+        epochs=2,
+    )
+    seen: list[Tensor] = []
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED,
+        lambda _: seen.append(nn.utils.parameters_to_vector(network.parameters()).detach().clone()),
+    )
+    trainer.run()
+    assert torch.equal(seen[0], before), "no step"
+    assert not torch.equal(seen[1], before)
+    assert mod["teacher"].steps == 1
+    assert len(guard.bad_steps) == len(guard_lines(caplog)) == 1
+
+
 @pytest.mark.parametrize("spoil", [spoil_segmentation, spoil_everything])
 def test_with_a_scaler_the_scaler_skips(
     spoil: Callable[..., None], caplog: pytest.LogCaptureFixture

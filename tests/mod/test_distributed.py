@@ -43,11 +43,11 @@ class Record:
                     self.gradients[f"{owner}.{name}"] = p.grad.clone()
 
 
-def train(rank: int, processes: int) -> dict[str, Any]:
+def train(rank: int, processes: int, batch_norm: bool = False) -> dict[str, Any]:
     """Two steps on four cases, this process's share of each batch."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = ToyNetwork()
+    network = ToyNetwork(batch_norm=batch_norm)
     wrapped: nn.Module = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
     torch.manual_seed(100 + rank)  # components start differently: rank 0's must count
     mod = toy_components(wrapped, warmup_epochs=0)
@@ -69,7 +69,8 @@ def train(rank: int, processes: int) -> dict[str, Any]:
         "gradients": record.gradients,
         "losses": record.losses,
         "centres": dict(tokenizer.named_buffers()),
-        "teacher": dict(mod["teacher"].named_parameters()),
+        "teacher": {**dict(mod["teacher"].named_parameters()),
+                    **dict(mod["teacher"].named_buffers())},
         "weights": {f"{k}.{n}": p.detach() for k, m in record.modules.items()
                     for n, p in m.named_parameters()},
         "metrics": dict(trainer.state.metrics),
@@ -80,6 +81,7 @@ def worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     try:
         torch.save(train(rank, 2), os.path.join(folder, f"{rank}.pt"))
+        torch.save(train(rank, 2, batch_norm=True), os.path.join(folder, f"norm_{rank}.pt"))
     finally:
         dist.destroy_process_group()
 
@@ -92,6 +94,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list
     one = train(0, 1)
     torch.set_rng_state(state)
     return one, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def with_statistics(
+    runs: Any, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, dict[str, torch.Tensor]]]:
+    """Of the two processes, with a network that has running statistics."""
+    folder = next(tmp_path_factory.getbasetemp().glob("gloo*"))
+    return [torch.load(folder / f"norm_{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 def test_gradients_of_the_first_step_are_those_of_the_whole_batch(runs: Any) -> None:
@@ -126,6 +137,14 @@ def test_processes_stay_alike(runs: Any) -> None:
     for part in ("weights", "teacher", "centres"):
         for name, value in first[part].items():
             assert torch.equal(second[part][name], value), name
+
+
+def test_teachers_have_the_same_running_statistics(with_statistics: Any) -> None:
+    """A network's own are of each process's batches; a teacher answers from its own."""
+    first, second = (part["teacher"] for part in with_statistics)
+    assert "copies.encoder.stem.1.running_mean" in first
+    for name, value in first.items():
+        assert torch.equal(second[name], value), name
 
 
 def test_health_figures_are_those_of_all_processes(runs: Any) -> None:

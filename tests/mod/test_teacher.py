@@ -177,6 +177,27 @@ def test_one_update_per_optimizer_step_with_accumulation() -> None:
     assert teacher.total_steps == 6
 
 
+@pytest.mark.parametrize(("batch", "accumulated"), [(1, 2), (2, 2)])
+def test_a_resumed_count_is_in_steps_of_the_optimizer(batch: int, accumulated: int) -> None:
+    """With accumulation, micro-batches may be as many as steps were, and steps fewer."""
+    _, _, before = toy()
+    before.build()
+    before.steps, before.per_epoch = 12, 4  # three epochs of four steps
+    network, mod, teacher = toy()
+    trainer = toy_trainer(
+        network, mod, data=toy_data(4), batch_size=batch, accumulation_steps=accumulated, epochs=4,
+        handlers=[On(Events.STARTED, lambda _: teacher.load_state_dict(before.state_dict()))],
+    )  # fmt: skip
+    counts: list[int] = []
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED(once=1), lambda _: counts.append(teacher.steps)
+    )
+    trainer.run()
+    an_epoch = 4 // (batch * accumulated)
+    assert counts == [3 * an_epoch]
+    assert teacher.total_steps == 4 * an_epoch
+
+
 class SkippingScaler:
     """A gradient scaler that found an overflow in every second step."""
 

@@ -69,7 +69,10 @@ def test_compiled_parts_keep_names_taps_and_copies(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_compiled_part_stays_compiled_from_step_to_step() -> None:
-    """Each kind of pass (with gradients, beside the training, without) is compiled once."""
+    """Each kind of pass (with gradients, beside the training, without) is compiled once.
+
+    With attention and a convolution, which passes beside the training compute in their own ways.
+    """
     compiled_at: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: object) -> torch.fx.GraphModule:
@@ -78,16 +81,22 @@ def test_a_compiled_part_stays_compiled_from_step_to_step() -> None:
 
     torch._dynamo.reset()
     block = SwinTransformerBlock(12, 2, (4, 4, 4), (0, 0, 0))
-    network = nn.Sequential(block)
-    block.compile(backend=backend)
-    x = torch.randn(1, 4, 4, 4, 12)
+    convolution = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.GroupNorm(2, 4))
+    network = nn.ModuleList([block, convolution])
+    for part in network:
+        part.compile(backend=backend)
+    x, y = torch.randn(1, 4, 4, 4, 12), torch.randn(1, 4, 6, 6, 6)
+
+    def once() -> torch.Tensor:
+        return block(x, None).sum() + convolution(y).sum()
+
     steps: list[int] = []
     while len(steps) < 4:
-        block(x, None).sum().backward()
+        once().backward()
         with side_pass(network):
-            block(x, None).sum().backward()
+            once().backward()
             with torch.no_grad():
-                block(x, None)
+                once()
         steps.append(len(compiled_at))
     assert 0 < steps[0] == steps[-1], compiled_at
 
