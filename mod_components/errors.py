@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from types import TracebackType
@@ -57,6 +58,8 @@ class DiskError(UserError, OSError):
 
 # no space left, quota used up, file too large, input/output error, disk become read-only
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+# how MONAI puts it that an image can't be saved, whatever the reason
+_UNSAVED = re.compile(r"suitable writer for (.+?)\.\n.*\[Errno \d+\] ([^\n:]+)", re.S)
 # how gloo puts it that a process which others wait for is gone, or silent
 _OF_A_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
 
@@ -134,6 +137,11 @@ def _plain_message(error: BaseException) -> str | None:
     for cause in causes(error):
         if isinstance(cause, UserError):
             return str(cause)
+        if unsaved := _UNSAVED.search(str(cause)) if isinstance(cause, RuntimeError) else None:
+            return (
+                f"{unsaved[1]} can't be written ({unsaved[2]}): make room there, or give another "
+                "--output_dir."
+            )
         if isinstance(cause, RuntimeError) and any(
             sign in str(cause) and "gloo" in str(cause) for sign in _OF_A_LOST_PROCESS
         ):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from mod_components.errors import DataError, disk_error
+from mod_components.errors import DataError, DiskError, disk_error
 
 __all__ = [
     "DATALIST",
@@ -21,6 +22,7 @@ __all__ = [
     "copy_atomically",
     "file_digest",
     "read_object",
+    "refuse_unwritable",
     "save_json",
     "save_tensors",
     "write_atomically",
@@ -53,6 +55,27 @@ def read_object(path: Path, what: str = "", mend: str = "") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{name} holds a {type(content).__name__}, not an object.{end}")
     return content
+
+
+def refuse_unwritable(folder: str | os.PathLike[str], option: str) -> None:
+    """Make a folder, and find out now, not after hours, whether files can be made in it.
+
+    Args:
+        folder: the folder.
+        option: name of the setting that names another one.
+
+    Raises:
+        DiskError: if it can't be made or written.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DiskError(
+            f"{folder} can't be written ({error.strerror}): give another folder with --{option}, "
+            "or make room there."
+        ) from error
 
 
 def write_atomically(

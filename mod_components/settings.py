@@ -216,13 +216,12 @@ def check_training_settings(
     Raises:
         SettingsError: naming the setting and what it may be.
     """
-    if epochs < 1:
-        raise SettingsError(f"epochs must be at least 1, got {epochs}.")
-    if batch_size < 1:
-        raise SettingsError(f"batch_size must be at least 1, got {batch_size}.")
-    sides = list(roi_size)
-    if len(sides) != 3 or any(s < multiple or s % multiple for s in sides) or max(sides) < smallest:
+    whole_number("epochs", epochs, 1)
+    whole_number("batch_size", batch_size, 1)
+    sides = list(roi_size) if isinstance(roi_size, Sequence) else []
+    whole = len(sides) == 3 and all(isinstance(side, int) for side in sides)
+    if not whole or any(s < multiple or s % multiple for s in sides) or max(sides) < smallest:
         raise SettingsError(
             f"roi_size must be three multiples of {multiple}, the largest at least {smallest}, "
-            f"got {sides}."
+            f"got {roi_size!r}."
         )

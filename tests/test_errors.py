@@ -6,6 +6,9 @@ import errno
 import sys
 
 import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
 from torch.utils.data import DataLoader, Dataset
 
 from mod_components.errors import DataError, DiskError, disk_error, show_plain_errors
@@ -48,6 +51,18 @@ def test_a_full_disk_is_one_line_wherever_it_is_met(monkeypatch: pytest.MonkeyPa
     text = shown(wrapped(full("/a/events")), monkeypatch)
     assert text.startswith("error: /a/events can't be written")
     assert text.count("\n") == 1
+
+
+def test_an_image_that_can_not_be_saved_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI takes any error of writing for a lacking library, and keeps it as text."""
+    saving = SaveImage("/dev/null/out", print_log=False, separate_folder=False)
+    saving.folder_layout.makedirs = False
+    with pytest.raises(RuntimeError) as caught:
+        saving(MetaTensor(torch.ones(1, 4, 4, 4), meta={"filename_or_obj": "A.nii.gz"}))
+    assert shown(wrapped(caught.value), monkeypatch) == (
+        "error: /dev/null/out/A_trans.nii.gz can't be written (Not a directory): make room there, "
+        "or give another --output_dir.\n"
+    )
 
 
 def test_an_error_of_ours_counts_before_what_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:

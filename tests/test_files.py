@@ -14,6 +14,7 @@ from mod_components.errors import DataError, DiskError
 from mod_components.files import (
     copy_atomically,
     read_object,
+    refuse_unwritable,
     save_json,
     save_tensors,
     write_atomically,
@@ -100,6 +101,14 @@ def test_the_file_is_synced_before_it_is_renamed(
     monkeypatch.setattr(os, "replace", spy_replace)
     write_atomically(tmp_path / "a", lambda file: file.write(b"12345"))
     assert calls == ["fsync 5", "replace"]
+
+
+def test_a_folder_that_can_not_be_written_is_named_with_its_mend(tmp_path: Path) -> None:
+    refuse_unwritable(tmp_path / "a" / "b", "output_dir")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DiskError, match=r"file/x can't be written \(Not a .*--output_dir, or make"):
+        refuse_unwritable(tmp_path / "file" / "x", "output_dir")
 
 
 def test_folders_are_made(tmp_path: Path) -> None:

@@ -90,15 +90,22 @@ def test_crops_that_a_network_trains_on(roi_size: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "roi_size", [(32, 32, 32), (64, 64), (64, 64, 48), (64, 0, 64), (64, -32, 64), (128, 32, 16)]
+    "roi_size",
+    [
+        *[(32, 32, 32), (64, 64), (64, 64, 48), (64, 0, 64), (64, -32, 64), (128, 32, 16)],
+        *[96, "64", [64, 64, "64"], (64.0, 64, 64)],
+    ],
 )
-def test_crops_that_it_does_not_train_on(roi_size: list[int]) -> None:
-    message = r"^roi_size must be three multiples of 32, the largest at least 64, got \["
+def test_crops_that_it_does_not_train_on(roi_size: Any) -> None:
+    message = r"^roi_size must be three multiples of 32, the largest at least 64, got "
     with pytest.raises(SettingsError, match=message):
         check_training_settings(1, roi_size, 1, multiple=32, smallest=64)
 
 
-@pytest.mark.parametrize(("name", "epochs", "batch_size"), [("epochs", 0, 1), ("batch_size", 1, 0)])
-def test_trainings_without_steps(name: str, epochs: int, batch_size: int) -> None:
-    with pytest.raises(SettingsError, match=rf"^{name} must be at least 1, got 0\.$"):
+@pytest.mark.parametrize(
+    ("name", "epochs", "batch_size"),
+    [("epochs", 0, 1), ("batch_size", 1, 0), ("batch_size", 1, "two")],
+)
+def test_trainings_without_steps(name: str, epochs: Any, batch_size: Any) -> None:
+    with pytest.raises(SettingsError, match=rf"^{name} must be a whole number from 1, got .*\.$"):
         check_training_settings(epochs, (64, 64, 64), batch_size, multiple=32, smallest=64)

@@ -42,6 +42,7 @@ from mod_components.data.transforms import (
     shift_foreground,
 )
 from mod_components.data.unlabelled import WithUnlabelled, add_unlabelled
+from mod_components.data.writer import WholeNibabelWriter
 
 __all__ = [
     "CHANNELS",
@@ -62,6 +63,7 @@ __all__ = [
     "RandShiftForegroundd",
     "RegionsToLabelsd",
     "ReorderChannelsd",
+    "WholeNibabelWriter",
     "WithUnlabelled",
     "add_unlabelled",
     "best_flair_threshold",

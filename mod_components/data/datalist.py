@@ -70,9 +70,7 @@ def make_datalist(
     fold_of = _deal(train, seed, folds)
     return {
         "dataset_dir": str(root),
-        "layout": layout.name,
-        "channel_order": list(layout.channel_order),
-        "codes": dict(layout.codes),
+        **layout.as_listed(),
         "seed": seed,
         "folds": folds,
         "training": [_entry(labelled[case], root) | {"fold": fold_of[case]} for case in train],

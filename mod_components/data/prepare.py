@@ -114,7 +114,7 @@ def prepare_training(
     fold = -1 if fold is None else fold
     written = Path(ckpt_dir) / DATALIST
     resumed = flag(resume) and written.is_file()
-    source = datalist or (str(written) if resumed else "")
+    source = os.path.expanduser(datalist) or (str(written) if resumed else "")
     root = full_path(dataset_dir)
     if source:
         content = load_datalist(source)
@@ -142,6 +142,7 @@ def prepare_training(
     layout, usable = checked(root, wanted, legacy, skip)
     if resumed:
         refuse_other_codes(layout, content, written)
+    content = {**content, **layout.as_listed()}  # a datalist that was given may be older
     gone = {case["case"] for case in training + validation} - set(usable)
     training = [usable[case["case"]] for case in training if case["case"] in usable]
     validation = [usable[case["case"]] for case in validation if case["case"] in usable]

@@ -93,6 +93,14 @@ class Layout:
         core, oedema, enhancing = self.label_codes
         return {"TC": (core, enhancing), "WT": (core, oedema, enhancing), "ET": (enhancing,)}
 
+    def as_listed(self) -> dict[str, Any]:
+        """The layout as a datalist notes it."""
+        return {
+            "layout": self.name,
+            "channel_order": list(self.channel_order),
+            "codes": dict(self.codes),
+        }
+
     @property
     def label_codes(self) -> list[int]:
         """Codes of core, oedema and enhancing tumour, for writing a label map."""

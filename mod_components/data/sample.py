@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mod_components.data.phantom import SHAPE, SPACING_MM, make_phantom
-from mod_components.errors import DataError
+from mod_components.errors import DataError, SettingsError
 
 CASES, SEED = 16, 42
 _VERSION = 1
@@ -48,10 +48,10 @@ def make_sample(
 
     Raises:
         DataError: if the folder holds something else, or can't be written.
-        ValueError: if ``cases`` is below 1.
+        SettingsError: if ``cases`` is below 1.
     """
     if cases < 1:
-        raise ValueError(f"cases must be at least 1, got {cases}")
+        raise SettingsError(f"cases must be at least 1, got {cases}.")
     target = Path(os.path.abspath(Path(folder or _cached(cases, seed)).expanduser()))
     wanted = {"version": _VERSION, "cases": cases, "seed": seed}
     if _is_complete(target, wanted):

@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,14 @@ from torch import nn
 
 import mod_components
 from mod_components.errors import CheckpointError, TrainingError
-from mod_components.files import DATALIST, copy_atomically, save_json, save_tensors
+from mod_components.files import (
+    DATALIST,
+    POSTPROCESSING,
+    copy_atomically,
+    refuse_unwritable,
+    save_json,
+    save_tensors,
+)
 from mod_components.handlers.earlier import (
     LAST,
     MODEL,
@@ -138,15 +144,7 @@ class Checkpoint:
         """Before the first epoch, not after it."""
         if idist.get_rank() > 0:
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.folder} can't be written ({error.strerror}): give another folder with "
-                "--ckpt_dir, or make room there."
-            ) from error
+        refuse_unwritable(self.folder, "ckpt_dir")
 
     def _nothing_there(self) -> str:
         states = [path.name for path in (*epoch_states(self.folder), self.folder / LAST)]
@@ -201,7 +199,8 @@ class Checkpoint:
             raise CheckpointError(
                 f"{path} was written by a run of other components: it holds {sorted(found)}, this "
                 f"run has {sorted(expected)}. Give the settings of that run (use_mod, "
-                "use_tokenizer, use_predictor), or train anew without --resume."
+                "use_tokenizer, use_predictor, use_ema, probe_from), or train anew without "
+                "--resume."
             )
 
     def _save(self, engine: SupervisedTrainer) -> None:
@@ -213,6 +212,9 @@ class Checkpoint:
             name: tensor.detach()
             for name, tensor in plain_module(self.network).state_dict().items()
         }
+        if self._first_save:  # they are an earlier model's
+            for name in (DATALIST, POSTPROCESSING):
+                (self.folder / name).unlink(missing_ok=True)
         if self.datalist:  # once a run: a resumed one may have seen more scans
             save_json(self.datalist, self.folder / DATALIST)
             self.datalist = {}

@@ -28,14 +28,16 @@ __all__ = [
 logger = logging.getLogger("mod_components.checkpoint")
 
 MODEL, LAST, REPORT, PREVIOUS = "model.pt", "last.pt", "training.json", "previous"
-RUN_FILES = (MODEL, "model_ema.pt", LAST, REPORT, DATALIST, POSTPROCESSING)
+OF_A_MODEL = (MODEL, REPORT, DATALIST, POSTPROCESSING)
+RUN_FILES = (*OF_A_MODEL, "model_ema.pt", LAST)
 
 
 def keep_earlier(folder: Path, init_from: str = "") -> None:
     """Keep an earlier run's files in ``previous/``, in place of those of the run before it.
 
-    Its ``model.pt`` and ``training.json`` stay where they are, too, for a server goes on using
-    them; and so does the file that the new run began with, for it may be started again.
+    Its ``model.pt`` and what belongs to it stay where they are, too, until the new run saves its
+    own: a server goes on using them, and an evaluation must know which cases trained it. So does
+    the file that the new run began with, for it may be started again.
 
     Args:
         folder: of the checkpoints.
@@ -54,7 +56,7 @@ def keep_earlier(folder: Path, init_from: str = "") -> None:
         path.unlink(missing_ok=True)
     start = Path(init_from).resolve() if init_from else None
     for name in present:
-        if name in (MODEL, REPORT) or (folder / name).resolve() == start:
+        if name in OF_A_MODEL or (folder / name).resolve() == start:
             copy_atomically(folder / name, kept / name)
         else:
             os.replace(folder / name, kept / name)

@@ -46,6 +46,7 @@ def start_weights(
         CheckpointError: when a file is missing, damaged, or does not fit.
         SettingsError: when both files are given.
     """
+    init_from, probe_from = os.path.expanduser(init_from), os.path.expanduser(probe_from)
     if init_from and probe_from:
         raise SettingsError(
             "--init_from begins with a whole network and --probe_from with an encoder: give one."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import json
 import os
 import pickle
@@ -11,7 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from monai.bundle import ConfigWorkflow
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
 
 from mod_components.data import case_name, find_cases, find_layout
 from tests.bundles.conftest import REPOSITORY, run_bundle
@@ -132,6 +137,85 @@ def test_a_download_that_was_cut_is_named(tmp_path: Path, kind: str) -> None:
     datalist, read = parsed(tmp_path, "datalist", "read")
     with pytest.raises(ValueError, match=rf"^{path} can't be read; copy or download it again \("):
         read(datalist[0]["image"])
+
+
+@pytest.mark.parametrize("content", [b"", b"no image"])
+def test_what_is_no_image_is_named_before_anything_runs(tmp_path: Path, content: bytes) -> None:
+    path = write_case(tmp_path / "A", "A") / "A_t2.nii.gz"
+    path.write_bytes(content)
+    assert refused(tmp_path).startswith(f"{path} can't be read; copy or download it again")
+
+
+def test_files_of_other_shapes_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_volume(tmp_path / "P1.nii.gz", np.ones((6, 5, 4, 3), np.int16))
+    write_volume(tmp_path / "P1_prob.nii.gz", np.ones((6, 5, 4, 3), np.int16))
+    message = refused(tmp_path)
+    assert message.startswith("No case ")
+    assert "P1.nii.gz has shape (6, 5, 4, 3), and a case in one file has four channels" in message
+    assert "P1_prob" not in message
+    write_volume(tmp_path / "P2.nii.gz", np.ones((6, 5, 4, 4), np.int16))
+    datalist, _ = parsed(tmp_path, "datalist", "note", load_pretrain=False)
+    assert [case["case"] for case in datalist] == ["P2"]
+    assert "note: " in (told := capsys.readouterr().err)
+    assert "P1.nii.gz has shape (6, 5, 4, 3)" in told
+
+
+def test_an_output_folder_that_can_not_be_written_is_told_first(tmp_path: Path) -> None:
+    write_case(tmp_path / "A", "A")
+    (tmp_path / "file").write_text("no folder")
+    message = refused(tmp_path, load_pretrain=False, output_dir=str(tmp_path / "file" / "x"))
+    assert message.startswith(f"{tmp_path}/file/x can't be written; make room there, or give ano")
+
+
+def test_label_maps_are_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer, show = parsed(tmp_path, "whole_writer", "show_plain_errors")
+    path = tmp_path / "out" / "A_seg.nii.gz"
+    path.parent.mkdir()
+    image = MetaTensor(torch.ones(1, 4, 4, 4), meta={"filename_or_obj": "A.nii.gz"})
+    saving = SaveImage(path.parent, "seg", separate_folder=False, writer=writer, print_log=False)
+    saving(image)
+    before = path.read_bytes()
+
+    def cut(_image: Any, part: str) -> None:
+        Path(part).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("monai.data.image_writer.nib.save", cut)
+    with pytest.raises(RuntimeError) as caught:
+        saving(image)
+    gc.collect()
+    assert [(p.name, p.read_bytes()) for p in path.parent.iterdir()] == [(path.name, before)]
+    show(RuntimeError, caught.value, None)
+    assert capsys.readouterr().err == (
+        f"error: {path} can't be written (No space left on device): make room there, or give "
+        "another --output_dir.\n"
+    )
+
+
+def test_an_error_from_within_a_transform_is_its_message_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_case(tmp_path / "A", "A") / "A_t2.nii.gz"
+    write_volume(path, np.full((6, 5, 4), np.nan, np.float32))
+    seen: list[BaseException] = []
+    monkeypatch.setattr("sys.excepthook", lambda _kind, error, _trace: seen.append(error))
+    show, datalist, preprocessing = parsed(
+        tmp_path, "show_plain_errors", "datalist", "preprocessing"
+    )
+    with pytest.raises(RuntimeError) as caught:
+        preprocessing(datalist[0])
+    show(RuntimeError, caught.value, None)
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert "has voxels that are not numbers" in told
+    assert not seen
+    monkeypatch.setenv("MOD_TRACEBACK", "1")
+    show(RuntimeError, caught.value, None)
+    assert seen == [caught.value]
 
 
 def test_labels_of_unknown_names(tmp_path: Path) -> None:

@@ -217,6 +217,22 @@ def test_a_resumed_run_reads_labels_as_it_did(tmp_path: Path) -> None:
     assert again.layout.codes == first.layout.codes
 
 
+def test_a_run_notes_how_it_reads_labels_whatever_the_split_that_it_takes_says(
+    tmp_path: Path,
+) -> None:
+    write_task01(tmp_path / "task", [f"BRATS_{index:03d}" for index in range(5)])
+    root, own = str(tmp_path / "task"), {"ckpt_dir": str(tmp_path / "b"), "fold": 0}
+    first = prepare_training(root, ckpt_dir=str(tmp_path / "a"), fold=0)
+    save_datalist(first.datalist, tmp_path / "a.json")
+    second = prepare_training(root, datalist=str(tmp_path / "a.json"), legacy_et=True, **own)
+    assert second.datalist["codes"] == second.layout.codes != first.layout.codes
+    save_datalist(second.datalist, tmp_path / "b" / "datalist.json")
+    again = prepare_training(root, resume=True, legacy_et=True, **own)
+    assert again.layout.codes == second.layout.codes
+    with pytest.raises(DataError, match="codes of the label maps"):
+        prepare_training(root, resume=True, **own)
+
+
 def test_one_case_that_trains_and_validates_is_told(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,7 +20,7 @@ from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandScaleIn
 from torch import nn
 
 from mod_components import files
-from mod_components.errors import CheckpointError, SettingsError
+from mod_components.errors import CheckpointError, DiskError, SettingsError
 from mod_components.handlers import checkpoint as checkpoint_module
 from mod_components.handlers.checkpoint import Checkpoint
 from mod_components.handlers.earlier import PREVIOUS
@@ -271,7 +271,7 @@ def test_nothing_to_resume_is_told_before_training(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     run = Run(tmp_path / "file" / "models")
-    with pytest.raises(CheckpointError, match=r"file/models can't be written \(.*--ckpt_dir"):
+    with pytest.raises(DiskError, match=r"file/models can't be written \(.*--ckpt_dir"):
         run.run()
     assert run.trainer.state.iteration == 0
     Run(tmp_path / "models", epochs=0)  # a trainer that is built alone leaves nothing behind
@@ -388,14 +388,18 @@ def test_a_run_that_makes_no_step_moves_nothing(tmp_path: Path) -> None:
 
 
 def test_until_a_run_saves_the_earlier_model_stays(tmp_path: Path) -> None:
-    """A server that uses it never finds none; and the run that was cut resumes from nothing."""
+    """A server that uses it never finds none; and the run that was cut resumes from nothing.
+
+    With the list of the cases that trained it: an evaluation would judge it on them otherwise.
+    """
     Run(tmp_path, epochs=1).run()
+    (tmp_path / "datalist.json").write_text("the earlier run's")
     old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for seed in (1, 2):  # cut twice: nothing of the first run is lost
         with pytest.raises(KilledError):
             Run(tmp_path, init=seed, handlers=[KillAt(2)]).run()
         assert {path.name for path in tmp_path.iterdir()} == {
-            *("model.pt", "training.json"),
+            *("model.pt", "training.json", "datalist.json"),
             PREVIOUS,
         }
         assert all((tmp_path / PREVIOUS / name).read_bytes() == old[name] for name in old)
@@ -426,6 +430,8 @@ def test_what_the_new_run_does_not_write_goes_too(tmp_path: Path) -> None:
     Run(tmp_path, epochs=1, init=3, handlers=[Average()]).run()
     for name in names:
         assert (tmp_path / PREVIOUS / name).read_text() == name
+    assert not (tmp_path / "postprocessing.json").exists()
+    assert not (tmp_path / "datalist.json").exists()
     assert (tmp_path / "model_ema.pt").read_text() == "of the new run"
     second = (tmp_path / "model.pt").read_bytes()
     Run(tmp_path, epochs=1, init=4).run()
