@@ -58,18 +58,20 @@ def read_object(path: Path, what: str = "", mend: str = "") -> dict[str, Any]:
 
 
 def refuse_unwritable(folder: str | os.PathLike[str], option: str) -> None:
-    """Make a folder, and find out now, not after hours, whether files can be made in it.
+    """Find out now, not after hours, whether files can be made in a folder; leaves nothing behind.
 
     Args:
-        folder: the folder.
+        folder: the folder; where it is not there, in the one in which it would be made.
         option: name of the setting that names another one.
 
     Raises:
         DiskError: if it can't be made or written.
     """
+    there = Path(os.path.abspath(folder))
+    while not os.path.lexists(there):
+        there = there.parent
     try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise DiskError(

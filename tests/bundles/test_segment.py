@@ -196,7 +196,7 @@ def test_a_run_tells_cases_from_other_files(bundle: Path, case: Path, tmp_path: 
     made = workflow(bundle, dataset_dir=str(tmp_path / "a"))
     with pytest.raises(RuntimeError) as caught:
         made.run()
-    assert "broken.nii.gz can't be read; restore it, or take it away" in str(caught.value.__cause__)
+    assert "broken.nii.gz can't be read; copy or download it again" in str(caught.value.__cause__)
 
 
 def test_weights_that_are_not_there(bundle: Path, case: Path, tmp_path: Path) -> None:
