@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,11 +16,10 @@ from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets.swin_unetr import WindowAttention
 from torch import Tensor, nn
 
-from mod_components.networks.overrides import attributes_set
+from mod_components.networks.overrides import attributes_set, kept
 
 __all__ = ["fast_attention"]
 
-KEPT = "_fast_forward"
 # scores that a backward pass holds at a time: what a processor's cache holds, or a GPU is busy with
 _SCORES = {"cpu": 2**22, "cuda": 2**26}
 
@@ -51,9 +49,7 @@ def _changes(network: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
             # MONAI hands its rate on in eval mode too
             yield module, "dropout_rate", 0.0
         elif isinstance(module, WindowAttention) and not _drops(module.attn_drop):
-            # kept for good: torch.compile compiles anew for each new function
-            forward = module.__dict__.setdefault(KEPT, partial(_window_attention, module))
-            yield module, "forward", forward
+            yield module, "forward", kept(_window_attention, module)
 
 
 def _can_be_fused(block: SABlock) -> bool:

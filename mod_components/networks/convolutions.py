@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mod_components.networks.overrides import attributes_set
+from mod_components.networks.overrides import attributes_set, kept
 
 __all__ = ["fast_convolutions"]
 
-KEPT = "_fast_forward"
 SMALLEST_PATCH = 8**3  # voxels from which a matrix product is quicker than the convolution
 
 
@@ -39,13 +37,8 @@ def fast_convolutions(network: nn.Module) -> Iterator[None]:
         for module in network.modules()
         if type(module) is nn.Conv3d and _is_plain(module) and "forward" not in module.__dict__
     ]
-    with attributes_set((layer, "forward", _kept(layer)) for layer in layers):
+    with attributes_set((layer, "forward", kept(_convolve, layer)) for layer in layers):
         yield
-
-
-def _kept(layer: nn.Conv3d) -> Any:
-    # kept for good: torch.compile compiles anew for each new function
-    return layer.__dict__.setdefault(KEPT, partial(_convolve, layer))
 
 
 def _is_plain(layer: nn.Conv3d) -> bool:

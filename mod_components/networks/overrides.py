@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-__all__ = ["attributes_set"]
+__all__ = ["KEPT", "attributes_set", "kept"]
 
+KEPT = "_fast_forward"
 _ABSENT = object()
+
+
+def kept(function: Callable[..., Any], module: nn.Module) -> Any:
+    """A function bound to a module, the same one each time.
+
+    It is kept for good in the module's ``__dict__``: torch.compile compiles anew for each new
+    function.
+
+    Args:
+        function: takes the module first; always the same one for a module.
+        module: the module.
+    """
+    return module.__dict__.setdefault(KEPT, partial(function, module))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from monai.networks.blocks.selfattention import SABlock
 from monai.networks.nets.swin_unetr import WindowAttention
 from torch import Tensor, nn
 
-from mod_components.networks import attention
+from mod_components.networks import attention, overrides
 from mod_components.networks.attention import fast_attention
 
 WINDOWS, TOKENS, CHANNELS, HEADS = 6, 27, 12, 3
@@ -119,5 +119,5 @@ def test_layers_are_as_before_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="stop"), fast_attention(model), fast_attention(model):
         raise RuntimeError("stop")
     for layer, variables in zip(model, before, strict=True):
-        assert vars(layer).keys() - {attention.KEPT} == variables.keys()
+        assert vars(layer).keys() - {overrides.KEPT} == variables.keys()
         assert vars(layer).get("use_flash_attention") == variables.get("use_flash_attention")
