@@ -89,9 +89,11 @@ class Study:
             depths.setdefault(depth, []).append(run)
         return [depths[depth] for depth in sorted(depths)]
 
-    def attempt(self, run: Run, threads: int = 0) -> Path | Exception | None:
+    def attempt(
+        self, run: Run, threads: int = 0, lock_needed: bool = False
+    ) -> Path | Exception | None:
         """Carry out one run; its error where it fails, None where another process is at it."""
-        with _claimed(self.folder / run.folder) as lock:
+        with _claimed(self.folder / run.folder, lock_needed) as lock:
             if lock is None:
                 logger.info("%s is being run by another process", run.folder)
                 return None
@@ -161,9 +163,7 @@ class Study:
 
 
 def _job(study: Study, run: Run) -> str:
-    with _claimed(study.folder / run.folder, needed=True):
-        pass  # other nodes may be told to do the same run
-    result = study.attempt(run)
+    result = study.attempt(run, lock_needed=True)  # other nodes may be told to do the same run
     if isinstance(result, Exception):
         raise result
     return str(result)

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mod_components.data import SAMPLE, make_sample
 from mod_components.errors import UserError
@@ -36,9 +36,6 @@ from mod_components.study.tables import (
     progress_table,
     score_table,
 )
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["REPORT", "write_report"]
 

@@ -87,22 +87,19 @@ def worker(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    folder: Path = tmp_path_factory.mktemp("gloo")
-    mp.spawn(worker, (str(folder),), nprocs=2)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the two processes have saved."""
+    made: Path = tmp_path_factory.mktemp("gloo")
+    mp.spawn(worker, (str(made),), nprocs=2)
+    return made
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     state = torch.get_rng_state()
     one = train(0, 1)
     torch.set_rng_state(state)
     return one, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
-
-
-@pytest.fixture(scope="module")
-def with_statistics(
-    runs: Any, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, dict[str, torch.Tensor]]]:
-    """Of the two processes, with a network that has running statistics."""
-    folder = next(tmp_path_factory.getbasetemp().glob("gloo*"))
-    return [torch.load(folder / f"norm_{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 def test_gradients_of_the_first_step_are_those_of_the_whole_batch(runs: Any) -> None:
@@ -139,9 +136,10 @@ def test_processes_stay_alike(runs: Any) -> None:
             assert torch.equal(second[part][name], value), name
 
 
-def test_teachers_have_the_same_running_statistics(with_statistics: Any) -> None:
+def test_teachers_have_the_same_running_statistics(folder: Path) -> None:
     """A network's own are of each process's batches; a teacher answers from its own."""
-    first, second = (part["teacher"] for part in with_statistics)
+    saved = [torch.load(folder / f"norm_{rank}.pt", weights_only=False) for rank in range(2)]
+    first, second = (part["teacher"] for part in saved)
     assert "copies.encoder.stem.1.running_mean" in first
     for name, value in first.items():
         assert torch.equal(second[name], value), name
